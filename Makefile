@@ -1,0 +1,114 @@
+# Everything a contributor does, from a checkout, Python 3.10 or newer and make.
+# Each target makes the virtual environment that it needs. `make` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# What to test and how: make test TESTS=tests/unit/test_keys.py PYTEST_ARGS=-x
+TESTS ?=
+PYTEST_ARGS ?=
+# Test processes, each with a server of its own; 0: in the process you see, as
+# must be when all would use the one server that REDIS_URL names.
+JOBS ?= $(if $(REDIS_URL),0,2)
+CELERY_VERSIONS = 5.5 5.6 5.7
+
+PYTEST = -m pytest --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_ARGS) $(TESTS)
+# A command alone on its line gets make's signals itself, without a shell
+# between, so that what it started is stopped with it.
+venv = @PYTHON="$(PYTHON)" tools/venv
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z%.-]+:.*## / { sub(/%/, "5.5", $$1); printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## See it work: server, worker and client. REDIS_URL, if set, is used.
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m example_project
+
+.PHONY: test
+test: ## Run all tests (TESTS=..., PYTEST_ARGS=..., JOBS=2).
+	$(venv) $(VENV) test
+	@$(BIN)/python $(PYTEST)
+
+.PHONY: test-fast
+test-fast: ## Run the unit tests: no server, about a second.
+	$(venv) $(VENV) test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit
+
+.PHONY: test-rabbitmq
+test-rabbitmq: export BGTASK_TEST_AMQP_URL ?= amqp://guest:guest@127.0.0.1:5672//
+test-rabbitmq: ## Run the tests with RabbitMQ as broker (BGTASK_TEST_AMQP_URL=...).
+	$(venv) $(VENV) test
+	@$(BIN)/python $(PYTEST) -m rabbitmq
+
+.PHONY: test-celery-integration
+test-celery-integration: ## Run Celery's own tests with every task limited (CELERY=path).
+	$(venv) $(VENV) test
+	@$(BIN)/python -m tests.celery_integration $(CELERY) --limit=$(or $(LIMIT),0) $(PYTEST_ARGS)
+
+test-celery-%: ## Run all tests with one release of Celery.
+	$(venv) $(VENV)-celery-$* test "celery==$*.*"
+	@$(VENV)-celery-$*/bin/python $(PYTEST)
+
+.PHONY: matrix
+matrix: $(CELERY_VERSIONS:%=test-celery-%) ## Run all tests with each supported release of Celery.
+
+.PHONY: bench-progress
+bench-progress: ## Measure how long a report takes to its callback (BENCH_ARGS=...).
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m benchmarks.report_latency $(BENCH_ARGS)
+
+.PHONY: coverage
+coverage: ## Run all tests and show the lines and branches they miss.
+	$(venv) $(VENV) test
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m coverage run $(PYTEST)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
+
+.PHONY: check
+check: format lint types layers lua spelling ## Check format, lint, types, layers, Lua and spelling.
+
+.PHONY: format lint types layers lua spelling
+format:
+	$(venv) $(VENV) lint
+	@$(BIN)/ruff format --diff --quiet
+lint:
+	$(venv) $(VENV) lint
+	@$(BIN)/ruff check
+types:
+	$(venv) $(VENV) lint
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m pyright --pythonpath $(BIN)/python
+layers:
+	$(venv) $(VENV) lint
+	@$(BIN)/lint-imports --no-logo
+lua:
+	$(venv) $(VENV) lint
+	@$(BIN)/python tools/lint_lua.py
+spelling:
+	$(venv) $(VENV) lint
+	@$(BIN)/codespell
+
+.PHONY: fix
+fix: ## Format the code and repair what ruff can.
+	$(venv) $(VENV) lint
+	@$(BIN)/ruff check --fix --exit-zero --quiet
+	@$(BIN)/ruff format
+
+.PHONY: build
+build: ## Build and check the sdist and the wheel in dist/.
+	$(venv) $(VENV) release
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/python -m twine check --strict dist/*
+
+.PHONY: clean
+clean: ## Remove all that these targets made.
+	rm -rf $(VENV) $(CELERY_VERSIONS:%=$(VENV)-celery-%) dist htmlcov .coverage .coverage.*
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,236 @@
+"""Hear what is available, ask the receivers, and take what this worker can start.
+
+An announcement is a hint: the store decides who gets an offer. What was not heard
+is found by a look at the offers, once a sweep interval and whenever a place in the
+pool becomes free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+from celery.utils.log import get_logger
+
+from . import outbox
+from .events import Announcement, decode_announcement
+from .exceptions import StoreUnavailable
+from .extension import Extension
+from .intake import Intake, OwnMessage
+from .keys import unquote
+from .listener import listener_of
+from .options import Options, options_of
+from .periodic import Periodic
+from .replies import Granted
+from .scripts import Scripts
+from .signals import task_available
+
+
+__all__ = ["IGNORE", "Availability"]
+
+logger = get_logger(__name__)
+
+
+class _Ignore:
+    """What a receiver of ``task_available`` returns to leave a task to others."""
+
+    def __repr__(self) -> str:
+        return "IGNORE"
+
+
+#: Returned by a receiver of :data:`.task_available`: not on this worker.
+IGNORE = _Ignore()
+
+#: Offers whose answer by the receivers is remembered.
+REMEMBERED = 10_000
+
+#: Offers that one call reads.
+BATCH = 100
+
+
+class Availability:
+    """A worker's part in what is announced and offered.
+
+    Args:
+        extension: Of the worker's app.
+        worker_id: The worker's id in the store.
+        intake: The way into its pool.
+    """
+
+    def __init__(self, extension: Extension, worker_id: str, intake: Intake) -> None:
+        self._extension = extension
+        self._worker_id = worker_id
+        self._intake = intake
+        self._heard: deque[Announcement] = deque()
+        self._answers: OrderedDict[str, bool] = OrderedDict()
+        self._watched: set[str] = set()
+        self._look_at = 0.0
+        self._short = False
+        self._thread = Periodic("bgtask offers", self._step, lambda: True)
+
+    def start(self) -> None:
+        """Begin to listen, if there is anything to listen for."""
+        self._intake.on_free = self._on_free
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Take nothing more."""
+        self._thread.leave()
+        listener = listener_of(self._extension.app)
+        for channel in self._watched:
+            listener.unwatch(channel)
+
+    def queues(self) -> dict[str, list[str]]:
+        """Return the queues from which this worker takes offers, by scope."""
+        return {
+            scope: self._consumed if is_offered(tasks) else []
+            for scope, tasks in self._scopes().items()
+        }
+
+    @property
+    def _consumed(self) -> list[str]:
+        return list(self._app.amqp.queues.consume_from)
+
+    @property
+    def _app(self) -> Celery:
+        return self._extension.app
+
+    def _step(self) -> float:
+        while self._heard:
+            self._consider(self._heard.popleft())
+        now = time.monotonic()
+        if now >= self._look_at or (self._short and self._intake.free > 0):
+            scopes = self._scopes()
+            self._watch(scopes)
+            self._look(scopes)
+            self._look_at = now + self._extension.settings.sweep_interval
+        return max(self._look_at - time.monotonic(), 0.01)
+
+    def _watch(self, scopes: Mapping[str, Sequence[Any]]) -> None:
+        """Subscribe where a receiver or an offer may want to know; else nowhere."""
+        for scope, tasks in scopes.items():
+            wanted = is_offered(tasks) or any(
+                task_available.has_listeners(task) for task in tasks
+            )
+            channel = self._extension.scripts(scope).available_channel
+            if wanted and channel not in self._watched:
+                self._watched.add(channel)
+                listener_of(self._app).watch(channel, self._hear, self._look_soon)
+
+    def _hear(self, raw: bytes) -> None:
+        self._heard.append(decode_announcement(raw))
+        self._thread.wake()
+
+    def _look_soon(self) -> None:
+        """Look at the offers: what was announced meanwhile was not heard."""
+        self._look_at = 0.0
+        self._thread.wake()
+
+    def _on_free(self) -> None:
+        if self._short and self._intake.free > 0:
+            self._thread.wake()
+
+    def _look(self, scopes: Mapping[str, Sequence[Any]]) -> None:
+        """Consider what is on offer, the oldest first, while there is a free place."""
+        self._short = False
+        for scope, tasks in scopes.items():
+            if not is_offered(tasks) or not self._intake.is_open:
+                continue
+            scripts = self._extension.scripts(scope)
+            for announcement in scripts.offers(self._worker_id, BATCH, self._consumed):
+                if self._short:
+                    return
+                self._consider(announcement)
+
+    def _consider(self, announcement: Announcement) -> None:
+        task = self._app.tasks.get(announcement.task)
+        if task is None:
+            return
+        wants = self._ask(task, announcement)
+        if not announcement.offered or announcement.queue not in self._consumed:
+            return
+        scripts = self._extension.scripts(options_of(task).scope)
+        if not wants:
+            self._ignore(scripts, announcement.task_id)
+        elif self._intake.free <= 0:
+            self._short = True
+        else:
+            self._take(scripts, announcement.task_id)
+
+    def _ask(self, task: Any, announcement: Announcement) -> bool:
+        """Tell the receivers, once, and return whether this worker wants the task."""
+        known = self._answers.get(announcement.task_id)
+        if known is not None:
+            return known
+        answers = task_available.send(
+            sender=task,
+            task_id=announcement.task_id,
+            key=unquote(announcement.key),
+            metadata=announcement.metadata,
+            queue=announcement.queue,
+        )
+        wants = all(answer is not IGNORE for _, answer in answers)
+        if announcement.offered:
+            self._remember(announcement.task_id, wants=wants)
+        return wants
+
+    def _remember(self, task_id: str, *, wants: bool) -> None:
+        self._answers[task_id] = wants
+        if len(self._answers) > REMEMBERED:
+            self._answers.popitem(last=False)
+
+    def _take(self, scripts: Scripts, task_id: str) -> None:
+        offer = scripts.claim(task_id, self._worker_id)
+        if offer is None:
+            return  # another one was faster
+
+        def give_back(fits: bool) -> None:
+            with contextlib.suppress(StoreUnavailable):  # then the claim runs out
+                self._give_back(scripts, task_id, fits=fits)
+
+        try:
+            self._intake.put(self._message_of(offer, give_back))
+        except Exception:
+            logger.exception("Task %s was claimed and cannot be started.", task_id)
+            give_back(False)
+
+    def _give_back(self, scripts: Scripts, task_id: str, *, fits: bool) -> None:
+        """Offer a claimed task again; not to this worker if it does not fit."""
+        if not fits:
+            self._remember(task_id, wants=False)
+        scripts.unclaim(task_id, self._worker_id)
+        if not fits:
+            self._ignore(scripts, task_id)
+
+    def _ignore(self, scripts: Scripts, task_id: str) -> None:
+        granted = scripts.ignore(task_id, self._worker_id)
+        outbox.publish(self._app, scripts, granted)
+
+    def _message_of(
+        self, offer: Granted, give_back: Callable[[bool], None]
+    ) -> OwnMessage:
+        return OwnMessage(
+            offer.message,
+            give_back,
+            self._intake.accept,
+            attempt=offer.attempt,
+            **offer.deadlines._asdict(),
+        )
+
+    def _scopes(self) -> dict[str, list[Any]]:
+        """Return the tasks of each scope that this worker knows."""
+        scopes: dict[str, list[Any]] = defaultdict(list)
+        for task in list(self._app.tasks.values()):
+            options = getattr(task, "bgtask", None)
+            if isinstance(options, Options):
+                scopes[options.scope].append(task)
+        return scopes
+
+
+def is_offered(tasks: Iterable[Any]) -> bool:
+    """Tell whether one of *tasks* is offered."""
+    return any(options_of(task).offered for task in tasks)

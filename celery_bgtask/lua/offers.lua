@@ -1,0 +1,36 @@
+--[[
+Read what is on offer to a worker, the oldest first.
+
+KEYS[1]  scope     tag  the hash tag of the scope
+KEYS[2]  channels  tag  begins the names of channels
+
+ARGV[1]  worker  that asks: what it has ignored is left out
+ARGV[2]  most    offers of each queue
+ARGV[...]  queue  that it consumes, quoted
+
+Returns  {id, key, news} of each, flat: the news are made at submission.
+]]
+-- include: dispatch
+
+local worker, most = ARGV[1], tonumber(ARGV[2])
+
+local found = {}
+for i = 3, #ARGV do
+  local at, count = 0, 0
+  -- Not for ever: who has ignored a thousand offers looks again later.
+  while count < most and at < 10 * BATCH do
+    local ids = redis.call("ZRANGE", offers_of(ARGV[i]), at, at + BATCH - 1)
+    if #ids == 0 then break end
+    at = at + #ids
+    for _, id in ipairs(ids) do
+      if count < most and redis.call("SISMEMBER", ignored_of(id), worker) == 0 then
+        local task = redis.call("HMGET", task_of(id), "key", "news")
+        found[#found + 1] = id
+        found[#found + 1] = task[1] or ""
+        found[#found + 1] = task[2] or ""
+        count = count + 1
+      end
+    end
+  end
+end
+return found

@@ -1,0 +1,23 @@
+--[[
+Offer a task again whose claimer cannot start it.
+
+KEYS[1]  scope     tag  the hash tag of the scope
+KEYS[2]  channels  tag  begins the names of channels
+
+ARGV[1]  id           the task
+ARGV[2]  worker       that has claimed it
+ARGV[3]  dispatch_ms  lease of a task that is on its way to a worker
+ARGV[4]  grace_ms     until a granted task is published by somebody else
+
+Returns  1, or 0 if the claim has lapsed, or the task has started or ended.
+Emits    that the task is available.
+]]
+-- include: dispatch
+
+local id, worker = ARGV[1], ARGV[2]
+local dispatch_ms, grace_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
+
+local task = redis.call("HMGET", task_of(id), "state", "claimer", "key")
+if task[1] ~= "dispatched" or task[2] ~= worker then return 0 end
+dispatch(id, task[3], server_ms(), dispatch_ms, grace_ms, {})
+return 1

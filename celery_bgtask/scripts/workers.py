@@ -1,0 +1,73 @@
+"""The scripts of workers as such: who lives, and what all of them run at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..events import Announcement
+from ..keys import quote
+from ..replies import Granted, granted_of
+from .base import ScopedScripts, ms
+
+
+__all__ = ["WorkerScripts"]
+
+#: Events of a broadcast that are kept: two of each worker.
+KEEP = 10_000
+
+
+class WorkerScripts(ScopedScripts):
+    """From a worker's first sign of life to its answers."""
+
+    def enlist(
+        self, worker: str, ttl: float, *, taker: str, queues: Iterable[str]
+    ) -> None:
+        """Note that *worker* lives for *ttl* seconds more; 0: not any more.
+
+        By the id *taker* it takes offers from *queues*.
+        """
+        self._run("enlist", worker, ms(ttl), taker, *map(quote, queues))
+
+    def workers(self) -> tuple[int, list[str]]:
+        """Return the server's time in ms, and the workers that live."""
+        now, *workers = self._run("enlist", "", 0, "")
+        return now, [worker.decode() for worker in workers]
+
+    def offers(
+        self, worker: str, most: int, queues: Iterable[str]
+    ) -> list[Announcement]:
+        """Read what is on offer to *worker*, the oldest first."""
+        flat = self._run("offers", worker, most, *map(quote, queues))
+        return [
+            Announcement.of(task_id, key, news)
+            for task_id, key, news in zip(*[iter(flat)] * 3, strict=True)
+        ]
+
+    def claim(self, task_id: str, worker: str) -> Granted | None:
+        """Take an offer, if it is still there."""
+        granted = granted_of(self._run("claim", task_id, worker, self._claim))
+        return granted[0] if granted else None
+
+    def unclaim(self, task_id: str, worker: str) -> None:
+        """Offer a task again that was claimed and cannot be started."""
+        self._run("unclaim", task_id, worker, self._dispatch, self._grace)
+
+    def ignore(self, task_id: str, worker: str) -> list[Granted]:
+        """Note that *worker* does not want an offer; if no live one does, it ends."""
+        args = (task_id, worker, self._tombstone, self._dispatch, self._grace)
+        return granted_of(self._run("ignore", *args))
+
+    @property
+    def available_channel(self) -> str:
+        """The channel on which workers hear of what is available."""
+        return f"{self._channels}:available"
+
+    def join(self, broadcast_id: str, worker: str, until_ms: int, event: str) -> bool:
+        """Tell whether *worker* takes part in a broadcast: in time, and once."""
+        ttl_ms = self._log[1]
+        args = (broadcast_id, worker, until_ms, event, KEEP, ttl_ms)
+        return bool(self._run("join", *args))
+
+    def answer(self, broadcast_id: str, event: str) -> None:
+        """Tell how a worker's run of a broadcast has ended."""
+        self._run("answer", broadcast_id, event, KEEP, self._log[1])

@@ -1,0 +1,349 @@
+"""BgTask: a Celery task whose calls take slots of a key."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, ClassVar
+
+from celery import Celery, Task, states
+from celery.app.task import Context
+from celery.backends.redis import RedisBackend
+from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
+
+from .acceptance import Gate
+from .admission import Submission, Unsent
+from .beat import is_beat
+from .body import TaskBody, reports_in_line
+from .broadcast import BroadcastResult, call_all
+from .conclusion import is_kept
+from .config import read_settings
+from .control import Control
+from .eager import BgEagerResult
+from .events import Ended, encode_end
+from .exceptions import KeyBlocked, LimitReached
+from .extension import extension_of
+from .message import HEADER
+from .options import CALL_OPTIONS, Options, complete_options
+from .request import request_class
+from .result import BgResult
+from .run import current_run, guarded
+from .signals import task_done, task_error, task_progress
+from .taskclass import call_of, lift_options
+from .worker import install
+
+
+__all__ = ["BgTask"]
+
+logger = get_logger(__name__)
+
+#: What only Celery's canvas passes: nobody is there to catch an exception.
+CANVAS_OPTIONS = frozenset({"chain", "chord", "group_id", "parent_id", "root_id"})
+
+
+class GatedTracer:
+    """The attribute where Celery puts a task's tracer: it puts a gate there.
+
+    ``celery.app.trace`` assigns ``task.__trace__`` in every process that runs
+    tasks, and every pool calls what it finds there (Celery 5.5 to 5.7).
+    """
+
+    def __get__(self, task: Task[Any, Any] | None, owner: type) -> Any:
+        return None if task is None else vars(task).get("__trace__")
+
+    def __set__(self, task: BgTask, tracer: Any) -> None:
+        gate = tracer and Gate(task, task.bgtask, extension_of(task.app), tracer)
+        vars(task)["__trace__"] = gate
+
+
+class BgTask(TaskBody):
+    """A task that runs at most ``max_per_key`` times at once per task key.
+
+    The limit holds over all workers and clients of the app. A slot is taken
+    when the task is submitted and given on when its body has ended, to the task
+    that waits longest. It is a lease: a worker that dies gives it back after
+    ``bgtask_lease`` seconds, and a worker that was away for so long may run on
+    beside its successor until it notices.
+
+    Use it by :func:`.bgtask`, or as ``@app.task(base=BgTask, task_key=...)``,
+    or as a base of own task classes; those may override any of Celery's hooks.
+    """
+
+    abstract = True
+    __trace__ = GatedTracer()
+
+    #: The options as declared, lifted off the class: a callable among them would
+    #: turn into a method there.
+    bgtask_declared: ClassVar[dict[str, Any]] = {}
+    _bgtask: ClassVar[Options | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        lift_options(cls)
+        call = call_of(cls, BgTask)
+        if not getattr(call, "is_guarded", False):
+            cls.__call__ = guarded(call)  # type: ignore[method-assign]
+
+    @guarded
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the task as a function: it takes no slot."""
+        request: Any = self.request_stack.top  # None outside of any call
+        if request and not request.called_directly and not request._protected:  # noqa: SLF001
+            # Celery's tracer calls. Its own guard against a second request on
+            # the stack (_protected, Celery 5.5 to 5.7) is in place in workers
+            # only, not in eager mode.
+            request._protected = 1  # noqa: SLF001
+            return self.run(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    @classmethod
+    def bind(cls, app: Celery) -> Celery:
+        """Bind to *app* and let its workers take care of the slots.
+
+        Raises:
+            ImproperlyConfigured: If the options do not fit the task or its scope.
+        """
+        bound = super().bind(app)
+        lift_options(cls)  # task_annotations may have set some
+        cls.Request = request_class(cls.Request)  # type: ignore[assignment]  # or a name
+        if cls.name:
+            cls._complete(app, cls.name)
+        install(app)
+        return bound
+
+    @property
+    def bgtask(self) -> Options:
+        """The options of this task, complete."""
+        # Of a class that was registered without a name, only the instance has one.
+        return self._bgtask or self._complete(self.app, self.name)
+
+    @classmethod
+    def _complete(cls, app: Celery, name: str) -> Options:
+        options = complete_options(cls, name, cls.bgtask_declared, read_settings(app))
+        extension_of(app).declare(name, options.scope, options.max_per_key)
+        cls._bgtask = options
+        return options
+
+    @property
+    def control(self) -> Control:
+        """The operator's view of this task's keys."""
+        return Control(self)
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        *more: Any,
+        **options: Any,
+    ) -> Any:
+        """Submit a call of the task.
+
+        Raises:
+            ImproperlyConfigured: If one of our options will not do.
+            KeyBlocked: If its key is blocked; a canvas gets a stored failure.
+            LimitReached: If its key is full; a canvas likewise.
+            MissingTaskKey: If the call has no usable key.
+            PayloadTooLarge: If its message is larger than the task allows.
+            StoreUnavailable: If the store does not answer.
+        """
+        options |= zip(("link", "link_error", "shadow"), more, strict=False)
+        own = take_own(options, self.name)
+        metadata = own.pop("metadata", None) or {}
+        if self.app.conf.task_always_eager:
+            return super().apply_async(
+                args, kwargs, task_id=task_id, producer=producer, **options
+            )
+        if options.get("headers"):
+            options["headers"] = without_header(options["headers"])
+        with self._producer(producer, options) as real:
+            submission = Submission(
+                producer=real,
+                task=self,
+                options=self.bgtask,
+                extension=extension_of(self.app),
+                key=lambda: self.bgtask.key.of(tuple(args or ()), kwargs or {}),
+                wait=own.get("when_full", "wait" if self.bgtask.wait else "reject")
+                == "wait",
+                token=token_of_own_run,
+                reply=self._reply_channel,
+                metadata=metadata,
+                accept_timeout=own.get("accept_timeout", self.bgtask.accept_timeout),
+                finish_timeout=own.get("finish_timeout", self.bgtask.finish_timeout),
+            )
+            try:
+                result = super().apply_async(
+                    args,
+                    kwargs,
+                    task_id=task_id,
+                    producer=submission,  # type: ignore[arg-type]  # acts as one
+                    **options,
+                )
+            except Exception as exc:
+                if isinstance(exc, (LimitReached, KeyBlocked)):
+                    if is_beat():
+                        logger.warning("%s is not sent by beat: %s", self.name, exc)
+                        return self.AsyncResult(submission.task_id)
+                    if not CANVAS_OPTIONS.isdisjoint(options):
+                        return self._refused(submission, exc)
+                if not isinstance(exc, OperationalError):  # a backend may be away, too
+                    stop_waiting(self.backend, submission)
+                raise
+        if isinstance(result, BgResult):
+            result.deadlines = submission.deadlines
+            if submission.is_own:
+                result.reply = self._reply_channel(result.id)
+                self._send_signals_of(result)
+        return result
+
+    def apply(self, *args: Any, **kwargs: Any) -> BgEagerResult:
+        """Run a call in line: it takes no slot, and its reports come at once."""
+        with reports_in_line() as events:
+            done = super().apply(*args, **kwargs)
+        result = BgEagerResult(
+            done.id,
+            done.result,
+            done.state,
+            done.traceback,  # type: ignore[arg-type]  # it is a text
+            name=self.name,
+        )
+        error = done.result if isinstance(done.result, Exception) else None
+        end = Ended.of(done.id, state=done.state, error=error)
+        own = [event for event in events if event.task_id == done.id]
+        result.events = (*own, end)
+        tell_end(self, result, end)
+        return result
+
+    def _send_signals_of(self, result: BgResult) -> None:
+        """Follow a call of this process for those who have connected to signals."""
+        signals = (task_progress, task_done, task_error)
+        if not any(signal.has_listeners(self) for signal in signals):
+            return
+
+        def hear(event: Any) -> None:
+            if isinstance(event, Ended):
+                tell_end(self, result, event)
+            else:
+                task_progress.send(sender=self, progress=event, result=result)
+
+        result.follow(hear)
+
+    def _producer(self, given: Any, options: dict[str, Any]) -> Any:
+        """Return the producer to publish by; Celery would make one of its own.
+
+        *given* and two of Celery's options are three ways to choose it.
+        """
+        connection, publisher = (
+            options.pop("connection", None),
+            options.pop("publisher", None),
+        )
+        if connection:
+            return contextlib.nullcontext(
+                self.app.amqp.Producer(connection, auto_declare=False)
+            )
+        return self.app.producer_or_acquire(given or publisher)
+
+    def broadcast(
+        self, args: Any = None, kwargs: Any = None, *, expires: float = 5.0
+    ) -> BroadcastResult:
+        """Run the task once on every live worker that knows it.
+
+        It takes no slot, has no key and is not queued: a worker that starts it does
+        so within *expires* seconds, or never.
+
+        Raises:
+            PayloadTooLarge: If its message is larger than the task allows.
+            StoreUnavailable: If the store does not answer.
+        """
+        with self._producer(None, {}) as real:
+            unsent = Unsent(real, self.name, self.bgtask.max_payload_size)
+            result = super().apply_async(
+                args,
+                kwargs,
+                producer=unsent,  # type: ignore[arg-type]  # acts as one
+            )
+            stop_waiting_for(self.backend, result.id)
+        assert unsent.message is not None  # noqa: S101 - Celery has published
+        return call_all(self, unsent.message, expires)
+
+    def AsyncResult(  # noqa: N802 - as Celery calls it
+        self, task_id: str, **kwargs: Any
+    ) -> BgResult:
+        """Return the result of a call, by its id."""
+        result = BgResult(
+            task_id, **{"backend": self.backend, "app": self.app, **kwargs}
+        )
+        result.scope = self.bgtask.scope
+        result.is_wanted = not self.ignore_result
+        return result
+
+    def _reply_channel(self, task_id: str) -> str:
+        """Return where the submitter hears of a call; its retries are its own, too."""
+        run = current_run()
+        if run is not None and run.task_id == task_id and run.reply:
+            return run.reply
+        return extension_of(self.app).reply_channel
+
+    def _refused(self, submission: Submission, exc: LimitReached | KeyBlocked) -> Any:
+        """Store the refusal as the result, so that a chord ends with it."""
+        request: Any = Context(submission.request or {}, delivery_info={})
+        self.backend.mark_as_failure(
+            request.id,
+            exc,
+            request=request,
+            store_result=not request.ignore_result or self.store_errors_even_if_ignored,
+        )
+        event = encode_end(request.id, 0, state=states.FAILURE, error=exc)
+        kept = is_kept(vars(request), self)
+        extension_of(self.app).scripts(self.bgtask.scope).announce(
+            request.id, event, owed=not kept
+        )
+        return self.AsyncResult(request.id)
+
+
+def take_own(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """Take out of a call's *options* those that Celery does not know.
+
+    Raises:
+        ImproperlyConfigured: If one will not do.
+    """
+    own = {option: options.pop(option) for option in CALL_OPTIONS if option in options}
+    for option, value in own.items():
+        CALL_OPTIONS[option].checked(value, f"{name}.apply_async: {option}")
+    return own
+
+
+def without_header(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return *headers* without ours: Celery copies those of a run to its retry."""
+    return {name: headers[name] for name in headers if name != HEADER}
+
+
+def tell_end(task: BgTask, result: Any, ended: Ended) -> None:
+    """Send the signal of the end of a call."""
+    signal = task_done if ended.is_success else task_error
+    signal.send(sender=task, result=result, ended=ended)
+
+
+def token_of_own_run(task_id: str) -> str:
+    """Return the token of the current run if it is of the task *task_id*."""
+    run = current_run()
+    return run.token if run is not None and run.task_id == task_id else ""
+
+
+def stop_waiting(backend: Any, submission: Submission) -> None:
+    """Drop the subscription that Celery made for a result that never comes.
+
+    Celery's Redis backend subscribes before it publishes (5.5 to 5.7), and
+    would keep it for the life of the process.
+    """
+    if submission.request:
+        stop_waiting_for(backend, submission.request["id"])
+
+
+def stop_waiting_for(backend: Any, task_id: str) -> None:
+    """Drop the subscription that Celery made for the result of one task."""
+    if isinstance(backend, RedisBackend):
+        with contextlib.suppress(Exception):  # there is better to tell the caller
+            consumer = backend.result_consumer  # type: ignore[attr-defined]
+            consumer.cancel_for(task_id)

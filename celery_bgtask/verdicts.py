@@ -1,0 +1,40 @@
+"""How a task ends that no worker has finished: the verdict, as an error.
+
+A verdict is decided once, by a script. Its wire form is a word and what belongs
+to it; :func:`error_of` turns that into what a caller gets to see.
+"""
+
+from __future__ import annotations
+
+from celery import states
+
+from .exceptions import (
+    AcceptTimeout,
+    BgTaskError,
+    FinishTimeout,
+    TaskCancelled,
+    TaskLost,
+)
+
+
+__all__ = ["error_of", "state_of"]
+
+
+def error_of(task_id: str, verdict: str) -> BgTaskError:
+    """Return the error that *verdict* means for a task."""
+    word, _, rest = verdict.partition(" ")
+    if word == "unaccepted":
+        waited_for, _, timeout_ms = rest.partition(" ")
+        return AcceptTimeout(task_id, float(timeout_ms) / 1000, waited_for)
+    if word == "unfinished":
+        return FinishTimeout(task_id, float(rest) / 1000)
+    if word == "expired":
+        return TaskCancelled(task_id, "expired")
+    if word == "cancelled":
+        return TaskCancelled(task_id, rest or None)
+    return TaskLost(task_id)
+
+
+def state_of(error: Exception) -> str:
+    """Return Celery's state for a task that ended by *error*."""
+    return states.REVOKED if isinstance(error, TaskCancelled) else states.FAILURE

@@ -1,0 +1,1 @@
+"""The demonstration: starts everything, submits a burst, watches it, checks it."""
