@@ -102,11 +102,11 @@ class Agent:
         self._sweep.wake()
 
     def _is_idle(self) -> bool:
-        return not self._endings and not active_tasks()
+        return not self._endings and not active_tasks(self._extension.app)
 
     def _beat(self) -> float:
         """Renew the leases of all that runs here, and of what is being killed."""
-        tasks = active_tasks() | self._endings.tasks()
+        tasks = active_tasks(self._extension.app) | self._endings.tasks()
         by_scope: dict[str, list[str]] = defaultdict(list)
         for task_id, task in tasks.items():
             by_scope[options_of(task).scope].append(task_id)
@@ -177,13 +177,17 @@ def tell_lost(task: Task[Any, Any], task_id: str, key: str) -> None:
     lease_lost.send(sender=task, task_id=task_id, key=key)
 
 
-def active_tasks() -> dict[str, Task[Any, Any]]:
-    """Return the bgtasks that this worker has in hand, by task id."""
+def active_tasks(app: Celery) -> dict[str, Task[Any, Any]]:
+    """Return the bgtasks of *app* that this worker has in hand, by task id.
+
+    Celery keeps the requests of all apps of a process together.
+    """
     requests = (*copy_of(state.reserved_requests), *copy_of(state.active_requests))
     return {
         request.id: request.task
         for request in requests
         if isinstance(getattr(request.task, "bgtask", None), Options)
+        and request.task.app is app
     }
 
 

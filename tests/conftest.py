@@ -7,7 +7,6 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -31,20 +30,6 @@ settings.register_profile(
     "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("patient")
-
-
-#: Without processes, threads or a clock: these have no second try.
-STEADY = {"unit", "property", "test_docs.py"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give what runs processes a second try, with ``BGTASK_TEST_RERUNS=1``."""
-    if os.environ.get("BGTASK_TEST_RERUNS") != "1":
-        return
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).parts[0] not in STEADY:
-            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="session")

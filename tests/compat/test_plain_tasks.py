@@ -30,8 +30,9 @@ RUNS = 6 * CALLS
 #: Results of each.
 RESULTS = 5
 
-#: Of the worker's start: a heartbeat and a sweep of its one scope.
-SWEEPS = 2
+#: Of the worker itself: it enlists, a sweep, and two as it leaves. Each may come twice,
+#: where a loaded machine lets a thread wake late; all the calls would be many more.
+OF_THE_WORKER = 8
 
 #: Commands that come with time, not with tasks; and those of this test.
 IDLE = frozenset(
@@ -151,14 +152,15 @@ def test_a_plain_task_costs_no_command_more(
     counted: Callable[[str], dict[str, int]], slots: EmbeddedServer
 ) -> None:
     """Beside a bgtask as without one: broker, results and slots are asked the same."""
-    without = counted("tests.compat.plain")
     with Redis.from_url(slots.url, decode_responses=True) as store:
-        assert scripts_run(store) == 0
+        before = scripts_run(store)
+        without = counted("tests.compat.plain")
+        assert scripts_run(store) == before
 
         beside = counted("tests.compat.mixed")
 
-        # One sweep, when the worker starts; its tasks and the client ask nothing.
-        assert scripts_run(store) <= SWEEPS
+        # When the worker starts and when it leaves; tasks and client ask nothing.
+        assert scripts_run(store) - before <= OF_THE_WORKER
     assert without["lpush"] >= RUNS
     # The worker's start adds one or two of some. A command more for each task, or
     # for each call, would be more than that.

@@ -17,6 +17,10 @@ from celery_bgtask.worker import agent_of
 from tests.helpers import PATIENCE, wait_until, wait_until_drained
 
 
+#: What the threads of an agent are called.
+AGENT_THREADS = {"bgtask heartbeat", "bgtask sweep"}
+
+
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
     """Holds a body until the test lets it go."""
@@ -121,6 +125,13 @@ def test_a_worker_that_stops_waits_for_its_runs_and_keeps_their_leases(
 def test_the_agent_ends_with_its_worker(task: Any, worker: Any, app: Any) -> None:
     """No thread is left behind, and a new worker has a new name."""
     names = []
+    others = set(threading.enumerate())
+
+    def ours() -> list[threading.Thread]:
+        """The threads of agents that this test has started."""
+        begun = set(threading.enumerate()) - others
+        return [thread for thread in begun if thread.name in AGENT_THREADS]
+
     for _ in range(2):
         with worker():
             agent = agent_of(app)
@@ -130,11 +141,6 @@ def test_the_agent_ends_with_its_worker(task: Any, worker: Any, app: Any) -> Non
         wait_until(lambda: not ours(), that="its threads have ended")
 
     assert names[0] != names[1]
-
-
-def ours() -> list[threading.Thread]:
-    """The threads of agents."""
-    return [t for t in threading.enumerate() if t.name.startswith("bgtask")]
 
 
 def test_one_of_many_workers_sweeps(
