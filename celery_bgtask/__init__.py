@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-# Tasks
-from .availability import IGNORE
 from .broadcast import BroadcastResult
+
+# The operator's view
+from .control.views import Block, Explanation, Finding, Holder, KeyStats
 from .decorator import bgtask
 from .eager import BgEagerResult
 from .events import Ended, Progress
@@ -26,8 +27,8 @@ from .exceptions import (
     TaskNotAvailable,
 )
 from .external import Work, accept_task
-from .groups import Followed, follow
-from .result import BgResult, Cancellation
+from .results.groups import Followed, follow
+from .results.result import BgResult, Cancellation
 
 # Signals
 from .signals import (
@@ -41,8 +42,8 @@ from .signals import (
 )
 from .task import BgTask
 
-# The operator's view
-from .views import Block, Explanation, Finding, Holder, KeyStats
+# Tasks
+from .worker.availability import IGNORE
 
 
 __version__ = "0.1.0"

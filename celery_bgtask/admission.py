@@ -42,8 +42,8 @@ from .message import (
     time_left,
 )
 from .options import Options
-from .replies import NO_DEADLINES, Deadlines, Submitted, Terms
 from .scripts import Scripts
+from .scripts.replies import NO_DEADLINES, Deadlines, Submitted, Terms
 
 
 __all__ = ["Submission", "Unsent"]

@@ -22,9 +22,9 @@ from kombu.utils.uuid import uuid
 
 from .events import Answer, Ended, Event
 from .extension import extension_of
-from .follower import Follower
-from .listener import listener_of
 from .message import Message
+from .results.follower import Follower
+from .results.listener import listener_of
 
 
 __all__ = ["BroadcastResult", "call_all", "id_on"]

@@ -18,7 +18,7 @@ from celery.utils.log import get_logger
 
 from .events import encode_end
 from .message import FOLLOWERS, has_followers
-from .replies import Owed
+from .scripts.replies import Owed
 from .verdicts import error_of, state_of
 
 

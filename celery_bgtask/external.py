@@ -24,18 +24,18 @@ from celery.app.trace import build_tracer
 from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 
-from .acceptance import end_of
-from .arrival import Arrival
-from .body import reporter_of
 from .exceptions import LeaseLost, TaskNotAvailable
 from .extension import Extension, extension_of
 from .keys import quote
 from .message import HEADER
 from .options import Options, options_of
 from .periodic import Periodic
-from .replies import Granted
-from .run import Run
+from .running.acceptance import end_of
+from .running.arrival import Arrival
+from .running.body import reporter_of
+from .running.run import Run
 from .scripts import Scripts
+from .scripts.replies import Granted
 from .verdicts import error_of
 
 

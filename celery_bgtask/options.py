@@ -10,15 +10,7 @@ from typing import Any, cast
 
 from celery import Task
 
-from .config import (
-    COUNT,
-    SETTINGS,
-    Setting,
-    Settings,
-    is_count,
-    is_limit,
-    is_text,
-)
+from .config import COUNT, SETTINGS, Setting, Settings, is_count, is_limit, is_text
 from .exceptions import ImproperlyConfigured
 from .taskkey import TaskKey
 

@@ -15,8 +15,8 @@ from celery.utils.log import get_logger
 from kombu import Producer
 
 from .exceptions import StoreUnavailable
-from .replies import Granted
 from .scripts import Scripts
+from .scripts.replies import Granted
 
 
 __all__ = ["publish"]

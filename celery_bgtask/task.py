@@ -11,26 +11,26 @@ from celery.backends.redis import RedisBackend
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
-from .acceptance import Gate
 from .admission import Submission, Unsent
 from .beat import is_beat
-from .body import TaskBody, reports_in_line
 from .broadcast import BroadcastResult, call_all
 from .conclusion import is_kept
 from .config import read_settings
-from .control import Control
+from .control.control import Control
 from .eager import BgEagerResult
 from .events import Ended, encode_end
 from .exceptions import KeyBlocked, LimitReached
 from .extension import extension_of
 from .message import HEADER
 from .options import CALL_OPTIONS, Options, complete_options
-from .request import request_class
-from .result import BgResult
-from .run import current_run, guarded
+from .results.result import BgResult
+from .running.acceptance import Gate
+from .running.body import TaskBody, reports_in_line
+from .running.run import current_run, guarded
 from .signals import task_done, task_error, task_progress
 from .taskclass import call_of, lift_options
-from .worker import install
+from .worker.request import request_class
+from .worker.steps import install
 
 
 __all__ = ["BgTask"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from ..views import Block
+from ..control.views import Block
 from .group import OperatorCommand, json_option, task_option
 from .listing import is_known, unknown_key
 from .output import ago, echo, echo_json, one_line, span, table, word

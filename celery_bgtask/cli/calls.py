@@ -6,17 +6,11 @@ from typing import Any
 
 import click
 
-from ..control import Control
+from ..control.control import Control
 from ..exceptions import TaskNotAvailable
-from ..result import Cancellation
+from ..results.result import Cancellation
 from ..states import RUNNING
-from .group import (
-    OperatorCommand,
-    agree,
-    json_option,
-    task_option,
-    yes_option,
-)
+from .group import OperatorCommand, agree, json_option, task_option, yes_option
 from .output import counted, echo, echo_json, one_line, word
 from .targets import Target, holder_of, the_one
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from ..views import Explanation
+from ..control.views import Explanation
 from .group import OperatorCommand, json_option, task_option
 from .output import ago, echo, echo_json, fact, moment, one_line, word
 from .targets import Target, chosen, holder_of

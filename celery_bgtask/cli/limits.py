@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from ..views import KeyStats
+from ..control.views import KeyStats
 from .group import OperatorCommand, all_option, json_option, task_option
 from .listing import facts_of, is_known, limit_in_words, unknown_key
 from .output import echo, echo_json, word

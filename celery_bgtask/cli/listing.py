@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..views import KeyStats
+from ..control.views import KeyStats
 from .group import OperatorCommand, json_option, task_option
 from .output import ago, counted, echo, echo_json, fact, moment, one_line, word
 from .tables import ORDERS, Totals, first, lines, rows, state

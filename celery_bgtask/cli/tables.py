@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ..views import KeyStats
+from ..control.views import KeyStats
 from .output import ago, table, word
 from .targets import Target
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..control import Control
+from ..control.control import Control
 from ..exceptions import MissingTaskKey
 from ..extension import extension_of
 from ..options import options_of

@@ -11,9 +11,9 @@ import click
 from celery import Celery
 from celery.utils.nodenames import gethostname
 
+from ..control.views import Finding
 from ..extension import extension_of
-from ..sweeper import sweep as sweep_scope
-from ..views import Finding
+from ..worker.sweeper import sweep as sweep_scope
 from .group import OperatorCommand, json_option, task_option
 from .output import echo, echo_json, fact, one_line, word
 from .targets import Target, all_targets, chosen

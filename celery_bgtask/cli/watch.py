@@ -13,9 +13,9 @@ from importlib.util import find_spec
 import click
 
 from ..events import Ended, Progress
-from ..result import BgResult
-from ..watched import UNKNOWN, News, Watched
-from ..watching import Watching
+from ..results.result import BgResult
+from ..results.watched import UNKNOWN, News, Watched
+from ..results.watching import Watching
 from .group import OperatorCommand, json_option
 from .output import echo, echo_json
 from .targets import all_targets
@@ -91,7 +91,7 @@ def live_bars(watching: Watching, *, no_color: bool) -> Iterator[Show]:
     from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
 
-    from ..bars import Bars  # noqa: PLC0415
+    from ..results.bars import Bars  # noqa: PLC0415
 
     console = Console(no_color=no_color or None, highlight=False)
     if console.is_dumb_terminal:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..replies import Known, Standing, known_of
 from .base import ScopedScripts
+from .replies import Known, Standing, known_of
 
 
 __all__ = ["FollowingScripts"]

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..keys import quote, unquote
 from ..message import Message
-from ..replies import (
+from .base import ScopedScripts, ms
+from .replies import (
     NO_DEADLINES,
     NO_TERMS,
     Accepted,
@@ -27,7 +28,6 @@ from ..replies import (
     lost_of,
     owed_of,
 )
-from .base import ScopedScripts, ms
 
 
 __all__ = ["LifeScripts"]

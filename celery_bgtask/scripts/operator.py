@@ -10,7 +10,8 @@ from typing import Any
 from kombu.utils import json
 
 from ..keys import quote, unquote
-from ..readings import (
+from .base import ScopedScripts, ms
+from .readings import (
     EVERYWHERE,
     AuditRow,
     BlockRow,
@@ -19,8 +20,7 @@ from ..readings import (
     audit_of,
     situation_of,
 )
-from ..replies import GRANT_PARTS, Granted, granted_of
-from .base import ScopedScripts, ms
+from .replies import GRANT_PARTS, Granted, granted_of
 
 
 __all__ = ["BATCH", "OperatorScripts"]

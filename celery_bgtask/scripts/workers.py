@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from ..events import Announcement
 from ..keys import quote
-from ..replies import Granted, granted_of
 from .base import ScopedScripts, ms
+from .replies import Granted, granted_of
 
 
 __all__ = ["WorkerScripts"]

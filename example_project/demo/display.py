@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from celery_bgtask.bars import Bars
+from celery_bgtask.results.bars import Bars
 
 from .work import Lane, Work
 

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from celery_bgtask import BgResult, LimitReached
-from celery_bgtask.watched import Watched
-from celery_bgtask.watching import Watching
+from celery_bgtask.results.watched import Watched
+from celery_bgtask.results.watching import Watching
 from example_project import shop
 from example_project.campaign import send_offer
 from example_project.exports import export_month, export_year

@@ -13,7 +13,7 @@ from redis import Redis
 from celery_bgtask import lease_lost
 from celery_bgtask.extension import extension_of
 from celery_bgtask.keys import scope_tag
-from celery_bgtask.worker import agent_of
+from celery_bgtask.worker.agent import agent_of
 from tests.helpers import PATIENCE, wait_until, wait_until_drained
 
 

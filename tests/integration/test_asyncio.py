@@ -14,7 +14,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from redis import Redis
 
 from celery_bgtask import AcceptTimeout, BgResult, TaskCancelled
-from celery_bgtask.listener import Listener, listener_of
+from celery_bgtask.results.listener import Listener, listener_of
 from tests.helpers import wait_until
 from tests.integration.acting import Acted
 

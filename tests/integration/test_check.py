@@ -11,11 +11,11 @@ from celery import Celery
 from redis import Redis
 
 from celery_bgtask import Finding
-from celery_bgtask.damage import PROBLEMS
+from celery_bgtask.control.damage import PROBLEMS
 from celery_bgtask.extension import extension_of
 from celery_bgtask.keys import quote, scope_tag
 from celery_bgtask.scripts import Scripts
-from celery_bgtask.sweeper import sweep
+from celery_bgtask.worker.sweeper import sweep
 
 
 REPAIR = "celery bgtask repair"

@@ -21,7 +21,7 @@ from celery_bgtask import (
 from celery_bgtask.extension import extension_of
 from celery_bgtask.keys import scope_tag
 from celery_bgtask.scripts import Scripts
-from celery_bgtask.sweeper import sweep
+from celery_bgtask.worker.sweeper import sweep
 from tests.helpers import wait_until, wait_until_drained
 
 

@@ -16,8 +16,8 @@ from redis import Redis
 
 from celery_bgtask.config import read_settings
 from celery_bgtask.message import Message
-from celery_bgtask.replies import Deadlines, Terms
 from celery_bgtask.scripts import Scripts
+from celery_bgtask.scripts.replies import Deadlines, Terms
 from celery_bgtask.store import Link
 
 

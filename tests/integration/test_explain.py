@@ -12,10 +12,10 @@ from celery import Celery
 from redis import Redis
 
 from celery_bgtask import Explanation
-from celery_bgtask.explaining import REASONS
+from celery_bgtask.control.explaining import REASONS
 from celery_bgtask.extension import extension_of
 from celery_bgtask.keys import scope_tag
-from celery_bgtask.sweeper import sweep
+from celery_bgtask.worker.sweeper import sweep
 from tests.helpers import wait_until, wait_until_drained
 
 

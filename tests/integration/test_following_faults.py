@@ -16,7 +16,7 @@ from redis import Redis
 from celery_bgtask import BgResult, follow
 from celery_bgtask.events import Ended, Event
 from celery_bgtask.extension import extension_of
-from celery_bgtask.listener import listener_of
+from celery_bgtask.results.listener import listener_of
 from tests.helpers import wait_until, wait_until_drained
 
 

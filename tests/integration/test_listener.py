@@ -26,7 +26,7 @@ from celery_bgtask import (
     task_progress,
 )
 from celery_bgtask.extension import Extension, extension_of
-from celery_bgtask.listener import Listener, listener_of
+from celery_bgtask.results.listener import Listener, listener_of
 from celery_bgtask.testing import EmbeddedServer, embedded_server
 from tests.helpers import wait_until
 from tests.integration.acting import Acted, Heard
@@ -379,7 +379,7 @@ def test_a_store_that_is_away_is_told_once_and_waited_for(
     result = work.delay()
     own_server.stop()
 
-    with caplog.at_level(logging.INFO, "celery_bgtask.listener"):
+    with caplog.at_level(logging.INFO, "celery_bgtask.results.listener"):
         heard = Heard(result)
         wait_until(lambda: caplog.records, within=PATIENCE, that="it is told")
         own_server.restart(after=1)

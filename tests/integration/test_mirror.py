@@ -14,8 +14,8 @@ from celery import Celery, states
 from celery.result import AsyncResult
 from redis import Redis
 
-from celery_bgtask.mirror import PROGRESS, can_mirror, mirror
-from celery_bgtask.progress import mirrored
+from celery_bgtask.running.mirror import PROGRESS, can_mirror, mirror
+from celery_bgtask.running.progress import mirrored
 from tests.helpers import wait_until
 
 
@@ -291,7 +291,7 @@ def test_a_result_that_nobody_wants_is_not_mirrored(
 @pytest.fixture
 def interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writes need not be a second apart."""
-    monkeypatch.setattr("celery_bgtask.progress.MIRROR_INTERVAL", 0.05)
+    monkeypatch.setattr("celery_bgtask.running.progress.MIRROR_INTERVAL", 0.05)
 
 
 @pytest.mark.usefixtures("interval")

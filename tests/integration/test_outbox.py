@@ -14,9 +14,9 @@ from redis import Redis
 from celery_bgtask import outbox
 from celery_bgtask.extension import extension_of
 from celery_bgtask.keys import scope_tag
-from celery_bgtask.replies import Granted
 from celery_bgtask.scripts import Scripts
-from celery_bgtask.sweeper import sweep
+from celery_bgtask.scripts.replies import Granted
+from celery_bgtask.worker.sweeper import sweep
 from tests.helpers import PATIENCE, wait_until, wait_until_drained
 
 

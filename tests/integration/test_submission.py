@@ -26,7 +26,7 @@ from celery_bgtask import (
 from celery_bgtask.extension import extension_of
 from celery_bgtask.message import HEADER
 from celery_bgtask.scripts import Scripts
-from celery_bgtask.sweeper import sweep
+from celery_bgtask.worker.sweeper import sweep
 from tests.helpers import PATIENCE, wait_until
 
 

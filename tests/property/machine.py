@@ -30,8 +30,8 @@ from hypothesis.stateful import (
 from celery_bgtask.config import SETTINGS as ALL_SETTINGS
 from celery_bgtask.config import Settings
 from celery_bgtask.keys import quote, scope_tag
-from celery_bgtask.replies import Granted, Owed, Terms
 from celery_bgtask.scripts import Scripts
+from celery_bgtask.scripts.replies import Granted, Owed, Terms
 from celery_bgtask.store import Link
 from tests.property.world import FAR, PASS_TIME, Letter, Run, Scope, Submit, earlier
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from celery_bgtask.damage import damage_of, key_damage_of
+from celery_bgtask.control.damage import damage_of, key_damage_of
 from celery_bgtask.keys import quote, unquote
 from tests.property.machine import (
     KEYS,

@@ -30,12 +30,12 @@ from celery_bgtask import Ended, Progress
 from celery_bgtask.config import SETTINGS as ALL_SETTINGS
 from celery_bgtask.config import Settings
 from celery_bgtask.events import Event, decode, encode_end, encode_progress
-from celery_bgtask.follower import Follower
 from celery_bgtask.keys import scope_tag
 from celery_bgtask.message import Message
-from celery_bgtask.replies import Terms
+from celery_bgtask.results.follower import Follower
 from celery_bgtask.scripts import Scripts
 from celery_bgtask.scripts.loader import make_script
+from celery_bgtask.scripts.replies import Terms
 from celery_bgtask.store import Link
 
 

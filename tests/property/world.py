@@ -9,8 +9,8 @@ from typing import Any
 from kombu.utils import json
 
 from celery_bgtask.message import Message
-from celery_bgtask.replies import Deadlines, Granted
 from celery_bgtask.scripts.loader import make_script
+from celery_bgtask.scripts.replies import Deadlines, Granted
 from celery_bgtask.store import Link
 
 

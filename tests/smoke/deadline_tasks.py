@@ -14,7 +14,7 @@ from celery import Task, shared_task
 from redis import Redis
 
 from celery_bgtask import BgTaskError, bgtask
-from celery_bgtask.run import CHECK_INTERVAL
+from celery_bgtask.running.run import CHECK_INTERVAL
 from celery_bgtask.signals import lease_lost
 from tests.smoke.ledger import Writer
 from tests.smoke.tasks import client_of, record

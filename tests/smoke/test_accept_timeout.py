@@ -14,7 +14,7 @@ from celery.exceptions import ChordError, TimeoutError  # noqa: A004 - Celery's
 
 from celery_bgtask import AcceptTimeout, ImproperlyConfigured, bgtask
 from celery_bgtask.cli import sweep_all
-from celery_bgtask.result import BgResult
+from celery_bgtask.results.result import BgResult
 from tests.helpers import PATIENCE, let_pass, our_keys, part_of, wait_until
 from tests.smoke.deadline_tasks import MODULE
 from tests.smoke.deadlines import (

@@ -13,7 +13,7 @@ from celery import chain, chord
 from celery.exceptions import ChordError, TaskRevokedError
 
 from celery_bgtask import TaskCancelled
-from celery_bgtask.result import BgResult
+from celery_bgtask.results.result import BgResult
 from tests.helpers import PATIENCE, let_pass, wait_until
 from tests.smoke.deadline_tasks import MODULE
 from tests.smoke.deadlines import (
@@ -59,7 +59,7 @@ def smoke_workers(request: pytest.FixtureRequest) -> tuple[WorkerSpec, ...]:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who cancels waits for a worker's word that a body stops, however late it is."""
-    monkeypatch.setattr("celery_bgtask.result.STOP_TIMEOUT", PATIENCE)
+    monkeypatch.setattr("celery_bgtask.results.result.STOP_TIMEOUT", PATIENCE)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from celery_bgtask import FinishTimeout
-from celery_bgtask.result import BgResult
+from celery_bgtask.results.result import BgResult
 from tests.helpers import PATIENCE, wait_until
 from tests.smoke.deadline_tasks import MODULE
 from tests.smoke.deadlines import (

@@ -243,7 +243,7 @@ def test_a_submitter_that_forks_and_follows(
 
 QUIET = """
 import time
-from celery_bgtask.listener import listener_of
+from celery_bgtask.results.listener import listener_of
 task = app.tasks["tests.smoke.progress_tasks.work"]
 """
 

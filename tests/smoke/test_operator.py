@@ -9,7 +9,7 @@ import pytest
 from celery import group
 
 from celery_bgtask import KeyBlocked, TaskCancelled
-from celery_bgtask import check as check_module
+from celery_bgtask.control import check as check_module
 from tests.helpers import wait_until
 from tests.smoke.nodes import SmokeSetup, WorkerSpec
 from tests.smoke.operator_tasks import BLOCK, MODULE, gated_of, open_gates

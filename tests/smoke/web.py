@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from celery_bgtask import BgResult
-from celery_bgtask.listener import listener_of
+from celery_bgtask.results.listener import listener_of
 from tests.smoke import progress_tasks
 from tests.smoke.app import app as celery_app
 

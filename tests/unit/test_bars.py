@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from celery_bgtask.bars import Bars
 from celery_bgtask.events import Ended, Progress
-from celery_bgtask.watched import Watched, name_of
+from celery_bgtask.results.bars import Bars
+from celery_bgtask.results.watched import Watched, name_of
 
 
 def task(phase: str = "running", name: str = "task", **report: Any) -> Watched:

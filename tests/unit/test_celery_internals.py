@@ -25,7 +25,7 @@ from celery.worker.consumer import Consumer
 from redis.connection import Connection
 
 import celery_bgtask
-from celery_bgtask.run import KILLED
+from celery_bgtask.running.run import KILLED
 from tests.test_docs import rows
 
 
@@ -337,7 +337,7 @@ def test_every_private_name_of_others_is_listed() -> None:
     """An attribute or import that begins with ``_`` and is not our own."""
     used: set[str] = set()
     own: set[str] = set()
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):

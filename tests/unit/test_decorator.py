@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 import celery_bgtask
 from celery_bgtask import BgTask, bgtask
-from celery_bgtask.acceptance import Gate
 from celery_bgtask.options import options_of
-from celery_bgtask.request import BgRequest
-from celery_bgtask.worker import AgentStep, check_declarations
+from celery_bgtask.running.acceptance import Gate
+from celery_bgtask.worker.request import BgRequest
+from celery_bgtask.worker.steps import AgentStep, check_declarations
 
 
 def export(customer_id, fmt="csv"):

@@ -10,9 +10,9 @@ import pytest
 from celery_bgtask import config, keys, states
 from celery_bgtask.config import Settings
 from celery_bgtask.message import Message
-from celery_bgtask.replies import Deadlines, Granted
 from celery_bgtask.scripts import Scripts
 from celery_bgtask.scripts.loader import INCLUDE, INCLUDES, SCRIPTS, load_sources
+from celery_bgtask.scripts.replies import Deadlines, Granted
 
 
 SOURCES = load_sources()

@@ -17,11 +17,11 @@ from celery_bgtask import (
     LeaseLost,
     StoreUnavailable,
     TaskCancelled,
-    progress,
 )
-from celery_bgtask.body import TaskBody
-from celery_bgtask.progress import RATE, Reporter, mirrored
-from celery_bgtask.replies import Standing
+from celery_bgtask.running import progress
+from celery_bgtask.running.body import TaskBody
+from celery_bgtask.running.progress import RATE, Reporter, mirrored
+from celery_bgtask.scripts.replies import Standing
 
 
 class Clock:
@@ -416,7 +416,7 @@ class Tracked(TaskBody):
 @pytest.fixture
 def tracked(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Tracked:
     """A body that tracks; its time is the clock's."""
-    monkeypatch.setattr("celery_bgtask.body.time", clock)
+    monkeypatch.setattr("celery_bgtask.running.body.time", clock)
     task = Tracked()
     task.told = []
     return task

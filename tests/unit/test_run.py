@@ -12,8 +12,8 @@ from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject
 
 from celery_bgtask import BgTask, StoreUnavailable, bgtask
-from celery_bgtask.replies import Accepted, Released, Standing
-from celery_bgtask.run import Run, current_run
+from celery_bgtask.running.run import Run, current_run
+from celery_bgtask.scripts.replies import Accepted, Released, Standing
 
 
 class FakeScripts:
@@ -427,7 +427,7 @@ def test_releasing_waits_for_a_store_that_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The result is not stored before the slot is given on, as long as it can hold."""
-    monkeypatch.setattr("celery_bgtask.run.RETRY_INTERVAL", 0)
+    monkeypatch.setattr("celery_bgtask.running.run.RETRY_INTERVAL", 0)
     scripts.away = 3
 
     @app.task(base=BgTask, lazy=False)
@@ -443,7 +443,7 @@ def test_a_store_that_stays_away_costs_no_result(
     scripts: FakeScripts, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the time a lease holds, the run goes on: the lease frees the slot."""
-    monkeypatch.setattr("celery_bgtask.run.RETRY_INTERVAL", 0)
+    monkeypatch.setattr("celery_bgtask.running.run.RETRY_INTERVAL", 0)
     scripts.away = 10**9
     task = app.task(base=BgTask, name="t", lazy=False)(lambda_body)
     run = Run(

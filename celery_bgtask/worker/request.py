@@ -22,17 +22,17 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from . import outbox
-from .arrival import DELIVERY
-from .conclusion import is_kept
+from .. import outbox
+from ..conclusion import is_kept
+from ..exceptions import StoreUnavailable
+from ..extension import extension_of
+from ..message import HEADER
+from ..options import options_of
+from ..running.arrival import DELIVERY
+from ..states import DECIDED
+from .agent import Agent, agent_of
 from .endings import Ending, Kind
-from .exceptions import StoreUnavailable
-from .extension import extension_of
 from .intake import OwnMessage
-from .message import HEADER
-from .options import options_of
-from .states import DECIDED
-from .worker import Agent, agent_of
 
 
 __all__ = ["BgRequest", "request_class"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import TimeoutError as ResultTimeout
 
-from .events import Ended, Event, Progress, decode
-from .extension import extension_of
+from ..events import Ended, Event, Progress, decode
+from ..extension import extension_of
 from .follower import Follower
 from .listener import listener_of
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .keys import unquote
-from .readings import KeyRow, Situation
-from .states import WAITING
-from .verdicts import error_of
+from ..keys import unquote
+from ..scripts.readings import KeyRow, Situation
+from ..states import WAITING
+from ..verdicts import error_of
 
 
 __all__ = ["Wording"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from .events import Ended, Event, Progress
+from ..events import Ended, Event, Progress
 from .listener import listener_of
 from .result import BgResult
 from .watched import UNKNOWN, Moved, News, Watched, name_of

@@ -7,19 +7,11 @@ from typing import Any
 
 from celery import Task
 
-from .conclusion import has_result
-from .extension import extension_of
-from .options import Options, options_of
-from .readings import KeyRow, Situation
-from .states import (
-    DECIDED,
-    DELAYED,
-    DISPATCHED,
-    ENDED,
-    LAPSED,
-    RUNNING,
-    STOPPING,
-)
+from ..conclusion import has_result
+from ..extension import extension_of
+from ..options import Options, options_of
+from ..scripts.readings import KeyRow, Situation
+from ..states import DECIDED, DELAYED, DISPATCHED, ENDED, LAPSED, RUNNING, STOPPING
 from .views import Explanation, Holder, KeyStats
 from .wording import Wording
 

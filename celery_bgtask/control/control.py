@@ -7,15 +7,15 @@ from typing import Any, cast
 
 from celery import Task
 
+from ..extension import extension_of
+from ..options import Options, options_of
+from ..results.result import BgResult, Cancellation
+from ..scripts import Scripts
+from ..taskkey import WHOLE_TASK, key_text
 from . import blocking
 from .check import check, repair
 from .explaining import explain, stats_of
-from .extension import extension_of
-from .options import Options, options_of
 from .remedies import Remedies
-from .result import BgResult, Cancellation
-from .scripts import Scripts
-from .taskkey import WHOLE_TASK, key_text
 from .views import Block, Explanation, Finding, KeyStats
 
 

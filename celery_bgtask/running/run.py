@@ -24,13 +24,13 @@ from celery import Task, states
 from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
-from . import outbox
-from .events import REPLACED, encode_end
-from .exceptions import FinishTimeout, LeaseLost, StoreUnavailable
+from .. import outbox
+from ..events import REPLACED, encode_end
+from ..exceptions import FinishTimeout, LeaseLost, StoreUnavailable
+from ..scripts import Scripts
+from ..scripts.replies import NO_DEADLINES, Deadlines, Granted, Released
+from ..verdicts import error_of
 from .progress import Reporter
-from .replies import NO_DEADLINES, Deadlines, Granted, Released
-from .scripts import Scripts
-from .verdicts import error_of
 
 
 __all__ = ["Run", "current_run", "guarded"]

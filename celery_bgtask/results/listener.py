@@ -28,11 +28,11 @@ from celery.utils.log import get_logger
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from .events import Told, decode
-from .exceptions import StoreUnavailable
-from .extension import Extension, extension_of
+from ..events import Told, decode
+from ..exceptions import StoreUnavailable
+from ..extension import Extension, extension_of
+from ..scripts import Scripts
 from .follower import Follower
-from .scripts import Scripts
 
 
 __all__ = ["Listener", "listener_of"]

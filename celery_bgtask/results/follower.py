@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from celery.utils.log import get_logger
 
-from .events import REPLACED, Ended, Told
-from .exceptions import StoreUnavailable
-from .replies import Known
-from .scripts import Scripts
+from ..events import REPLACED, Ended, Told
+from ..exceptions import StoreUnavailable
+from ..scripts import Scripts
+from ..scripts.replies import Known
 
 
 __all__ = ["Followable", "Follower"]

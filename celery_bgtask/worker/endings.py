@@ -14,12 +14,12 @@ from typing import Any
 from celery import Task, states
 from celery.utils.log import get_logger
 
-from . import outbox
-from .events import encode_answer, encode_end
-from .exceptions import StoreUnavailable
-from .extension import Extension
-from .options import options_of
-from .replies import Granted
+from .. import outbox
+from ..events import encode_answer, encode_end
+from ..exceptions import StoreUnavailable
+from ..extension import Extension
+from ..options import options_of
+from ..scripts.replies import Granted
 
 
 __all__ = ["Ending", "Endings", "Kind"]

@@ -14,10 +14,10 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
-from .events import encode_progress
-from .exceptions import BgTaskError, LeaseLost, StoreUnavailable
-from .scripts import Scripts
-from .verdicts import error_of
+from ..events import encode_progress
+from ..exceptions import BgTaskError, LeaseLost, StoreUnavailable
+from ..scripts import Scripts
+from ..verdicts import error_of
 
 
 __all__ = ["Reporter", "mirrored"]

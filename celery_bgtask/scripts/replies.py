@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from kombu.utils import json
 
-from .keys import unquote
-from .message import Message
+from ..keys import unquote
+from ..message import Message
 
 
 __all__ = [

@@ -9,12 +9,12 @@ from __future__ import annotations
 from celery import Celery
 from celery.utils.log import get_logger
 
-from . import outbox
-from .conclusion import Outcome, conclude, task_of
-from .exceptions import StoreUnavailable
-from .options import options_of
-from .replies import Owed, Swept
-from .scripts import Scripts
+from .. import outbox
+from ..conclusion import Outcome, conclude, task_of
+from ..exceptions import StoreUnavailable
+from ..options import options_of
+from ..scripts import Scripts
+from ..scripts.replies import Owed, Swept
 
 
 __all__ = ["sweep"]

@@ -20,7 +20,7 @@ from celery.worker.request import Request
 from kombu.message import Message as KombuMessage
 from kombu.utils import json
 
-from .message import HEADER, Message
+from ..message import HEADER, Message
 
 
 __all__ = ["Intake", "OwnMessage", "copy_of"]

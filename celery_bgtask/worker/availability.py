@@ -16,18 +16,18 @@ from typing import Any
 from celery import Celery
 from celery.utils.log import get_logger
 
-from . import outbox
-from .events import Announcement, decode_announcement
-from .exceptions import StoreUnavailable
-from .extension import Extension
+from .. import outbox
+from ..events import Announcement, decode_announcement
+from ..exceptions import StoreUnavailable
+from ..extension import Extension
+from ..keys import unquote
+from ..options import Options, options_of
+from ..periodic import Periodic
+from ..results.listener import listener_of
+from ..scripts import Scripts
+from ..scripts.replies import Granted
+from ..signals import task_available
 from .intake import Intake, OwnMessage
-from .keys import unquote
-from .listener import listener_of
-from .options import Options, options_of
-from .periodic import Periodic
-from .replies import Granted
-from .scripts import Scripts
-from .signals import task_available
 
 
 __all__ = ["IGNORE", "Availability"]

@@ -11,15 +11,15 @@ from typing import Any, TypeVar, cast
 from celery import Task
 from celery.exceptions import Ignore
 
-from .blocking import report
-from .events import Event, Progress, decode, encode_progress
-from .exceptions import BgTaskError
-from .extension import extension_of
+from ..control.blocking import report
+from ..events import Event, Progress, decode, encode_progress
+from ..exceptions import BgTaskError
+from ..extension import extension_of
+from ..options import options_of
+from ..signals import task_progress
 from .mirror import can_mirror, mirror
-from .options import options_of
 from .progress import Reporter
 from .run import Run, current_run
-from .signals import task_progress
 
 
 __all__ = ["TaskBody", "reporter_of", "reports_in_line"]

@@ -9,15 +9,15 @@ from typing import Any
 
 from celery import Task
 
-from . import outbox
+from .. import outbox
+from ..extension import Extension, extension_of
+from ..keys import quote, unquote
+from ..options import options_of
+from ..scripts import Scripts
+from ..scripts.readings import EVERYWHERE, AuditRow, KeyRow
+from ..states import DISPATCHED, LAPSED, WAITING
 from .broker import Whereabouts
 from .damage import damage_of, is_stalled, key_damage_of
-from .extension import Extension, extension_of
-from .keys import quote, unquote
-from .options import options_of
-from .readings import EVERYWHERE, AuditRow, KeyRow
-from .scripts import Scripts
-from .states import DISPATCHED, LAPSED, WAITING
 from .views import Finding
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from celery import Task
 from kombu.serialization import dumps
 
-from .conclusion import has_result, is_kept
-from .message import HEADER, Message, has_followers
-from .options import Options
-from .replies import Deadlines
-from .taskkey import WHOLE_TASK, key_text
+from ..conclusion import has_result, is_kept
+from ..message import HEADER, Message, has_followers
+from ..options import Options
+from ..scripts.replies import Deadlines
+from ..taskkey import WHOLE_TASK, key_text
 
 
 __all__ = ["DELIVERY", "Arrival"]

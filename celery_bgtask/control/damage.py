@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .keys import unquote
-from .readings import EVERYWHERE, AuditRow, KeyRow
-from .states import (
-    DELAYED,
-    DISPATCHED,
-    ENDED,
-    LAPSED,
-    RUNNING,
-    STOPPING,
-    WAITING,
-)
+from ..keys import unquote
+from ..scripts.readings import EVERYWHERE, AuditRow, KeyRow
+from ..states import DELAYED, DISPATCHED, ENDED, LAPSED, RUNNING, STOPPING, WAITING
 
 
 __all__ = ["PROBLEMS", "damage_of", "is_stalled", "key_damage_of"]

@@ -12,7 +12,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import GroupResult, ResultBase
 from celery.utils.log import get_logger
 
-from .events import Event, Progress
+from ..events import Event, Progress
 from .follower import Follower
 from .listener import listener_of
 from .result import BgResult

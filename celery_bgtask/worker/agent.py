@@ -1,4 +1,4 @@
-"""The worker's side: two threads, and how they get into a worker.
+"""Two threads that keep what this worker runs, and clean up after those that died.
 
 They belong to the worker's main process. The heartbeat renews the leases of
 what runs and does nothing else, so that nothing can keep it from that. The
@@ -8,9 +8,7 @@ on through reconnects, and through a warm shutdown until the last run is over.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import inspect
 import random
 import secrets
 import time
@@ -18,28 +16,24 @@ import weakref
 from collections import defaultdict
 from typing import Any
 
-from celery import Celery, Task, bootsteps, signals
-from celery.local import Proxy
+from celery import Celery, Task
 from celery.utils.log import get_logger
 from celery.worker import state
-from celery.worker.control import control_command
-from celery.worker.state import requests
 from redis.exceptions import ResponseError
 
+from ..exceptions import StoreUnavailable
+from ..extension import Extension
+from ..keys import quote
+from ..options import Options, options_of
+from ..periodic import Periodic
+from ..signals import lease_lost
 from .availability import Availability
 from .endings import Ending, Endings
-from .exceptions import ImproperlyConfigured, StoreUnavailable
-from .extension import Extension, extension_of
-from .intake import Intake, OwnMessage, copy_of
-from .keys import quote
-from .message import Message
-from .options import Options, options_of
-from .periodic import Periodic
-from .signals import lease_lost
+from .intake import Intake, copy_of
 from .sweeper import sweep
 
 
-__all__ = ["Agent", "AgentStep", "agent_of", "install"]
+__all__ = ["Agent", "agent_of", "run_agent"]
 
 logger = get_logger(__name__)
 
@@ -194,123 +188,12 @@ def active_tasks(app: Celery) -> dict[str, Task[Any, Any]]:
 _agents: weakref.WeakKeyDictionary[Celery, Agent] = weakref.WeakKeyDictionary()
 
 
+def run_agent(extension: Extension, hostname: str) -> Agent:
+    """Make the agent of the worker that runs in this process, to be started."""
+    agent = _agents[extension.app] = Agent(extension, hostname)
+    return agent
+
+
 def agent_of(app: Celery) -> Agent | None:
     """Return the agent of the worker that runs in this process for *app*."""
     return _agents.get(app)
-
-
-def check_declarations(app: Celery) -> None:
-    """Check that no task hides a limited one.
-
-    Raises:
-        ImproperlyConfigured: If ``@app.task`` stands on top of ``@bgtask``: it
-            would be a plain task that calls the limited one as a function.
-    """
-    for task in app.tasks.values():
-        body = inspect.getattr_static(type(task), "run", None)
-        hidden = getattr(body, "__func__", body)
-        if type(hidden) is Proxy and is_limited(app, hidden):
-            raise ImproperlyConfigured(
-                f"{task.name}: put @bgtask above Celery's decorator, not below it: "
-                "as it is, the task has no limit"
-            )
-
-
-def is_limited(app: Celery, proxy: Any) -> bool:
-    """Tell whether *proxy*, as ``shared_task`` makes them, is of a limited task."""
-    made = inspect.getclosurevars(proxy._Proxy__local).nonlocals  # noqa: SLF001
-    fun: Any = made.get("fun")
-    name = made.get("name") or app.gen_task_name(fun.__name__, fun.__module__)
-    return hasattr(app.tasks.get(name), "bgtask")
-
-
-class AgentStep(bootsteps.StartStopStep):
-    """Runs the agent of a worker.
-
-    After the pool, which forks: there are no threads yet, then.
-    """
-
-    requires = ("celery.worker.components:Pool",)
-
-    def __init__(self, parent: Any, **kwargs: Any) -> None:
-        super().__init__(parent, **kwargs)
-        extension = extension_of(parent.app)
-        check_declarations(parent.app)
-        _ = extension.link  # a worker that has no store must not start
-        self.agent = Agent(extension, parent.hostname)
-        _agents[parent.app] = self.agent
-
-    def start(self, parent: Any) -> None:
-        """Start with the worker."""
-        self.agent.intake.attend(parent.pool)
-        self.agent.start()
-
-    def stop(self, parent: Any) -> None:
-        """Stop after the worker's last run."""
-        self.agent.leave()
-
-    def terminate(self, parent: Any) -> None:
-        """Stop with a worker that takes no time for its runs."""
-        self.agent.join()
-
-
-@signals.worker_shutdown.connect(weak=False)
-def leave(sender: Any, **_kwargs: Any) -> None:
-    """Give back what a worker that shuts down has cancelled."""
-    agent = agent_of(sender.app) if hasattr(sender, "app") else None
-    if agent is not None:
-        agent.join()
-
-
-class IntakeStep(bootsteps.StartStopStep):
-    """Lets a worker start tasks that no broker has delivered, while it consumes."""
-
-    requires = ("celery.worker.consumer.tasks:Tasks",)
-
-    def start(self, parent: Any) -> None:
-        """Begin with a consumer that is connected."""
-        agent = agent_of(parent.app)
-        if agent is not None:
-            agent.intake.open(parent)
-
-    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
-        """Have the loop wake for what comes."""
-        agent = agent_of(parent.app)
-        if agent is not None:
-            agent.intake.register(hub)
-
-    def stop(self, parent: Any) -> None:
-        """Take nothing more; a lost connection to the broker stops this, too."""
-        agent = agent_of(parent.app)
-        if agent is not None:
-            agent.intake.shut()
-
-
-@control_command(signature="<task> <broadcast_id> <until_ms> <body> <envelope>")
-def bgtask_broadcast(
-    state: Any, *, task: str, broadcast_id: str, until_ms: int, body: str, envelope: str
-) -> None:
-    """Run a task once on this worker, if it knows it."""
-    agent = agent_of(state.app)
-    if agent is None or task not in state.app.tasks:
-        return
-    message = Message(base64.b64decode(body), envelope.encode()).readdressed(
-        f"{broadcast_id}@{state.hostname}",
-        {"broadcast": broadcast_id, "until": until_ms},
-    )
-    agent.intake.put(OwnMessage(message, lambda _: None, agent.intake.accept))
-
-
-@control_command(args=[("task_id", str)], signature="<task_id>")
-def bgtask_stop(state: Any, task_id: str, signal: str | None = None, **_: Any) -> Any:
-    """Stop the body of a task that has been ended, if this worker runs it."""
-    request = requests.get(task_id)
-    if request is None or not hasattr(request, "stop"):
-        return None
-    return {"stopped": request.stop(state.consumer.pool, signal)}
-
-
-def install(app: Celery) -> None:
-    """Let workers of *app* run an agent; more than once does no harm."""
-    app.steps["worker"].add(AgentStep)
-    app.steps["consumer"].add(IntakeStep)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kombu.utils import json
 
-from .keys import unquote
+from ..keys import unquote
 
 
 __all__ = [

@@ -20,25 +20,25 @@ from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
-from . import outbox
-from .arrival import DELIVERY, Arrival
-from .conclusion import fail
-from .events import encode_answer, encode_end
-from .exceptions import (
+from .. import outbox
+from ..conclusion import fail
+from ..events import encode_answer, encode_end
+from ..exceptions import (
     AcceptTimeout,
     BgTaskError,
     FinishTimeout,
     StoreUnavailable,
     TaskCancelled,
 )
-from .extension import Extension
-from .message import Message
-from .options import Options
-from .replies import Accepted
+from ..extension import Extension
+from ..message import Message
+from ..options import Options
+from ..scripts.replies import Accepted
+from ..signals import task_accepted
+from ..taskkey import WHOLE_TASK
+from ..verdicts import state_of
+from .arrival import DELIVERY, Arrival
 from .run import RETRY_INTERVAL, Run
-from .signals import task_accepted
-from .taskkey import WHOLE_TASK
-from .verdicts import state_of
 
 
 __all__ = ["Gate"]

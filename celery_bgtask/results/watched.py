@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .events import Ended, Event, Progress
+from ..events import Ended, Event, Progress
 
 
 __all__ = ["UNKNOWN", "Moved", "News", "Watched", "name_of"]

@@ -7,12 +7,12 @@ from typing import Any
 from celery import Task
 from celery.utils.log import get_logger
 
-from . import outbox
-from .exceptions import TaskNotAvailable
-from .extension import extension_of
-from .options import options_of
-from .replies import Granted
-from .scripts import Scripts
+from .. import outbox
+from ..exceptions import TaskNotAvailable
+from ..extension import extension_of
+from ..options import options_of
+from ..scripts import Scripts
+from ..scripts.replies import Granted
 
 
 __all__ = ["Remedies"]

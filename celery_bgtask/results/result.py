@@ -11,17 +11,17 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult
 from celery.utils.log import get_logger
 
-from . import outbox
-from .conclusion import keeps_results
-from .events import Ended, encode_end
-from .exceptions import StoreUnavailable
-from .extension import Extension, extension_of
+from .. import outbox
+from ..conclusion import keeps_results
+from ..events import Ended, encode_end
+from ..exceptions import StoreUnavailable
+from ..extension import Extension, extension_of
+from ..keys import unquote
+from ..scripts import Scripts
+from ..scripts.replies import Deadlines
+from ..states import DECIDED, ENDED, RUNNING, STOPPING
+from ..verdicts import error_of, state_of
 from .following import Following
-from .keys import unquote
-from .replies import Deadlines
-from .scripts import Scripts
-from .states import DECIDED, ENDED, RUNNING, STOPPING
-from .verdicts import error_of, state_of
 
 
 __all__ = ["BgResult", "Cancellation"]
