@@ -29,6 +29,11 @@ HONOUR = 5.0
 NOT_STARTED = frozenset({"waiting", "dispatched", "offered", "lapsed"})
 
 
+#: What Celery makes of a task that it could not publish again (a retry), or whose
+#: result it could not store, while store or broker were away.
+OUTAGE_ERRORS = frozenset({"Reject", "ConnectionError", "TimeoutError"})
+
+
 class Violation(NamedTuple):
     """A promise that was not kept."""
 
@@ -68,15 +73,11 @@ def outcome(seen: Evidence, call: Call) -> Iterator[Violation]:
         yield Violation("untrue outcome", task_id, "no body came to its end")
     if state == states.REVOKED and not call.cancelled:
         yield Violation("untrue outcome", task_id, "nobody cancelled it")
-    # Celery rejects what it could not publish again: a retry during an outage.
-    unable = error == "Reject" and any(
+    unable = error in OUTAGE_ERRORS and any(
         seen.was_unheard(run.worker, run.started, run.ended or run.seen) for run in runs
     )
-    if (
-        state == states.FAILURE
-        and error not in ("ValueError", "TaskLost")
-        and not unable
-    ):
+    expected = error in ("ValueError", "TaskLost") or unable
+    if state == states.FAILURE and not expected:
         yield Violation("untrue outcome", task_id, error)
     if error == "TaskLost" and not any(
         seen.killed(run, run.started, run.ended or run.seen)

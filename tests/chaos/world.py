@@ -171,13 +171,6 @@ class World:
         """Wait until the store answers."""
         wait_until(self._answers, that="the store answers")
 
-    def logs(self) -> str:
-        """The ends of what all processes have written."""
-        return "\n".join(
-            f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}"
-            for path in sorted(self._logs.iterdir())
-        )
-
     def close(self) -> None:
         """End everything."""
         for process in (*self.producers, *self.workers):
