@@ -93,7 +93,8 @@ local task = redis.call("HMGET", name, "state", "attempt", "retries", "token", "
 local state, attempt = task[1], tonumber(task[2])
 if state and task[5] == nonce then
   if state == "waiting" then return answer("parked", attempt) end
-  return answer(queue == "" and "dispatched" or "offered", attempt)
+  local to_publish = queue == "" or state == "delayed"
+  return answer(to_publish and "dispatched" or "offered", attempt)
 end
 if state == "running"
   and (task[4] == token or tonumber(retries) > tonumber(task[3])) then
