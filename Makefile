@@ -71,7 +71,7 @@ coverage: ## Run all tests and show the lines and branches they miss.
 	@$(BIN)/python -m coverage report
 
 .PHONY: check
-check: format lint types layers lua spelling ## Check format, lint, types, layers, Lua and spelling.
+check: format lint types layers lua spelling docs ## Check format, lint, types, layers, Lua, spelling and the documentation.
 
 .PHONY: format lint types layers lua spelling
 format:
@@ -99,6 +99,11 @@ fix: ## Format the code and repair what ruff can.
 	$(venv) $(VENV) lint
 	@$(BIN)/ruff check --fix --exit-zero --quiet
 	@$(BIN)/ruff format
+
+.PHONY: docs
+docs: ## Build the documentation in docs/_build/html (INVENTORIES=1).
+	$(venv) $(VENV) docs
+	@$(BIN)/python -m sphinx -W -n -q --keep-going docs docs/_build/html
 
 .PHONY: build
 build: ## Build and check the sdist and the wheel in dist/.
