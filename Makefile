@@ -114,6 +114,6 @@ build: ## Build and check the sdist and the wheel in dist/.
 
 .PHONY: clean
 clean: ## Remove all that these targets made.
-	rm -rf $(VENV) $(CELERY_VERSIONS:%=$(VENV)-celery-%) dist htmlcov .coverage .coverage.*
+	rm -rf $(VENV) $(CELERY_VERSIONS:%=$(VENV)-celery-%) dist docs/_build htmlcov .coverage .coverage.*
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,6 +24,7 @@ extensions = [
     "lua_headers",
 ]
 exclude_patterns = ["_build", "_ext"]
+suppress_warnings = ["toc.empty_glob"]  # a page may come later
 nitpicky = True
 
 myst_enable_extensions = ["deflist", "fieldlist"]
