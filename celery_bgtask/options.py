@@ -10,9 +10,10 @@ from typing import Any, cast
 
 from celery import Task
 
-from .config import COUNT, SETTINGS, Setting, Settings, is_count, is_limit, is_text
+from .config import SETTINGS, Setting, Settings
 from .exceptions import ImproperlyConfigured
 from .taskkey import TaskKey
+from .validity import COUNT, is_count, is_limit, is_text
 
 
 __all__ = [

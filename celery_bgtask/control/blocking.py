@@ -10,12 +10,12 @@ from celery import Task
 from celery.utils.log import get_logger
 from celery.utils.nodenames import anon_nodename
 
-from ..config import is_seconds
 from ..extension import extension_of
 from ..options import options_of
 from ..scripts import Scripts
 from ..scripts.readings import BlockRow
 from ..signals import key_blocked
+from ..validity import is_seconds
 from .views import Block
 
 

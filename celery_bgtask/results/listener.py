@@ -19,7 +19,7 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -33,6 +33,7 @@ from ..exceptions import StoreUnavailable
 from ..extension import Extension, extension_of
 from ..scripts import Scripts
 from .follower import Follower
+from .subscriptions import Subscriptions
 
 
 __all__ = ["Listener", "listener_of"]
@@ -77,10 +78,7 @@ class Listener:
         self._followers: dict[str, list[Follower]] = {}
         self._fresh: list[Follower] = []
         self._watchers: dict[str, Watcher] = {}
-        self._wanted: Counter[str] = Counter()
-        self._acknowledged: set[str] = set()
-        self._unanswered = 0
-        self._connection: Any = None
+        self._channels = Subscriptions(self._lock)
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._due = math.inf
@@ -90,14 +88,8 @@ class Listener:
         with self._lock:
             self._followers.setdefault(follower.task_id, []).append(follower)
             self._fresh.append(follower)
-            self._wanted.update(follower.channels)
-            if self._ensure_thread():
-                return
-            missing = set(follower.channels) - self._acknowledged
-            if missing:
-                self._subscribe(*missing)
-            else:
-                self._send("PING")  # the thread waits for something to read
+            self._channels.want(follower.channels)
+            self._ensure_thread()
 
     def unfollow(self, follower: Follower) -> None:
         """Tell it nothing more."""
@@ -112,9 +104,7 @@ class Listener:
                 self._fresh.remove(follower)
             if not followers:
                 del self._followers[follower.task_id]
-            self._wanted.subtract(follower.channels)
-            for channel in follower.channels:
-                self._leave_unused(channel)
+            self._channels.leave(follower.channels)
 
     def watch(
         self, channel: str, hear: Callable[[bytes], None], begin: Callable[[], None]
@@ -126,16 +116,14 @@ class Listener:
         """
         with self._lock:
             self._watchers[channel] = (hear, begin)
-            self._wanted[channel] += 1
-            if not self._ensure_thread():
-                self._subscribe(channel)
+            self._channels.want([channel], anew=True)
+            self._ensure_thread()
 
     def unwatch(self, channel: str) -> None:
         """Hear no more of *channel*."""
         with self._lock:
             if self._watchers.pop(channel, None) is not None:
-                self._wanted[channel] -= 1
-                self._leave_unused(channel)
+                self._channels.leave([channel])
 
     def look_up(self, followers: Iterable[Follower]) -> None:
         """Look up their tasks now: one before them has failed."""
@@ -158,17 +146,16 @@ class Listener:
             self._followers.clear()
             self._fresh.clear()
             self._watchers.clear()
-            self._wanted.clear()
             self._stop.set()
-            self._send("PING")  # the thread waits for something to read
-            self._thread = self._connection = None
+            self._channels.close()
+            self._thread = None
         if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_TIMEOUT)
 
-    def _ensure_thread(self) -> bool:
-        """Start the thread if there is none; tell whether there was none."""
+    def _ensure_thread(self) -> None:
+        """Start the thread if there is none."""
         if self._thread is not None:
-            return False
+            return
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._listen,
@@ -177,7 +164,6 @@ class Listener:
             daemon=True,
         )
         self._thread.start()
-        return True
 
     def _listen(self, stop: threading.Event) -> None:
         away = False
@@ -199,7 +185,7 @@ class Listener:
                 away = True
             except Exception:
                 # redis-py raises anything where another thread has disconnected.
-                if connection is self._connection:
+                if connection is self._channels.connection:
                     logger.exception("The listener begins again after an error.")
             self._drop(connection)
             if self._is_done(stop):
@@ -224,49 +210,26 @@ class Listener:
         with self._lock:
             if stop.is_set():  # another thread may have taken over
                 return connection
-            self._acknowledged.clear()
             self._fresh = list(self._all())
             for follower in self._fresh:
                 follower.caught_up = False
-            self._connection = connection
-            own = self._extension.reply_channel
-            self._unanswered = 0
-            self._subscribe(own, *(self._wanted.keys() - {own}))
+            self._channels.begin(connection, self._extension.reply_channel)
         return connection
 
     def _drop(self, connection: Any) -> None:
         if connection is None:
             return
-        with self._lock:
-            if self._connection is connection:
-                self._connection = None
+        self._channels.end(connection)
         connection.disconnect()
-
-    def _subscribe(self, *channels: str) -> None:
-        """Have the server acknowledge each of *channels*."""
-        self._unanswered += len(channels)
-        self._send("SUBSCRIBE", *channels)
-
-    def _send(self, *command: Any) -> None:
-        """Send a command whose answer the thread reads; it notices if that fails."""
-        with self._lock:
-            connection = self._connection
-            if connection is None:
-                return  # all is subscribed with the next one
-            try:
-                connection.send_command(*command)
-            except (RedisError, OSError):
-                self._connection = None
-                connection.disconnect()
 
     def _hear(self, connection: Any, stop: threading.Event) -> None:
         heard = time.monotonic()
         asked = False
-        while not stop.is_set() and self._connection is connection:
+        while not stop.is_set() and self._channels.connection is connection:
             if self._due <= time.monotonic():
                 self._keep_deadlines()
             # All that were subscribed together are caught up together.
-            if self._fresh and not self._unanswered and self._catch_up():
+            if self._fresh and self._channels.all_answered and self._catch_up():
                 heard, asked = time.monotonic(), False  # callbacks may take long
             pause = min(max(self._due - time.monotonic(), 0), PING_INTERVAL)
             if connection.can_read(pause):
@@ -275,7 +238,7 @@ class Listener:
             elif time.monotonic() - heard > 2 * PING_INTERVAL:
                 raise RedisConnectionError("the store does not answer")
             elif time.monotonic() - heard >= PING_INTERVAL and not asked:
-                self._send("PING")
+                self._channels.wake()
                 asked = True
 
     def _take(self, message: Any) -> None:
@@ -283,10 +246,7 @@ class Listener:
             return
         kind, channel, *rest = message
         if kind == b"subscribe":
-            with self._lock:
-                self._unanswered -= 1
-                self._acknowledged.add(channel.decode())
-                self._leave_unused(channel.decode())
+            self._channels.acknowledge(channel.decode())
             if watcher := self._watchers.get(channel.decode()):
                 watcher[1]()
         elif kind == b"message" and (watcher := self._watchers.get(channel.decode())):
@@ -303,7 +263,7 @@ class Listener:
             ready: list[Follower] = []
             later: list[Follower] = []
             for follower in self._fresh:
-                heard = self._acknowledged.issuperset(follower.channels)
+                heard = self._channels.hear_all(follower.channels)
                 (ready if heard else later).append(follower)
             self._fresh = later
         by_scope: dict[Scripts, list[Follower]] = defaultdict(list)
@@ -347,14 +307,6 @@ class Listener:
     def _all(self) -> list[Follower]:
         with self._lock:
             return [one for some in self._followers.values() for one in some]
-
-    def _leave_unused(self, channel: str) -> None:
-        if self._wanted[channel] > 0 or channel == self._extension.reply_channel:
-            return
-        del self._wanted[channel]
-        if channel in self._acknowledged:
-            self._acknowledged.remove(channel)
-            self._send("UNSUBSCRIBE", channel)
 
 
 def events_of(raw: Iterable[bytes]) -> Iterator[Told]:
