@@ -24,7 +24,6 @@ extensions = [
     "lua_headers",
 ]
 exclude_patterns = ["_build", "_ext"]
-suppress_warnings = ["toc.empty_glob"]  # a page may come later
 nitpicky = True
 
 myst_enable_extensions = ["deflist", "fieldlist"]
