@@ -82,7 +82,7 @@ coverage: ## Run all tests and show the lines and branches they miss.
 	@$(BIN)/python -m coverage report
 
 .PHONY: check
-check: format lint types layers lua spelling ## Check format, lint, types, layers, Lua and spelling.
+check: format lint types layers lua spelling docs ## Check format, lint, types, layers, Lua, spelling and the documentation.
 
 .PHONY: format lint types layers lua spelling
 format:
@@ -111,6 +111,11 @@ fix: ## Format the code and repair what ruff can.
 	@$(BIN)/ruff check --fix --exit-zero --quiet
 	@$(BIN)/ruff format
 
+.PHONY: docs
+docs: ## Build the documentation in docs/_build/html (INVENTORIES=1).
+	$(venv) $(VENV) docs
+	@$(BIN)/python -m sphinx -W -n -q --keep-going docs docs/_build/html
+
 .PHONY: build
 build: ## Build and check the sdist and the wheel in dist/.
 	$(venv) $(VENV) release
@@ -120,6 +125,6 @@ build: ## Build and check the sdist and the wheel in dist/.
 
 .PHONY: clean
 clean: ## Remove all that these targets made.
-	rm -rf $(VENV) $(VENV)-[0-9c]* .nox dist htmlcov .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-[0-9c]* .nox dist docs/_build htmlcov .coverage .coverage.*
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
