@@ -73,6 +73,21 @@ bench-progress: ## Measure how long a report takes to its callback (BENCH_ARGS=.
 	$(venv) $(VENV) demo
 	@$(BIN)/python -m benchmarks.report_latency $(BENCH_ARGS)
 
+.PHONY: chaos
+chaos: ## Kill, cut and restart at random; check the promises (SEED=, MINUTES=1, BROKER=redis).
+	$(venv) $(VENV) test
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),1) --broker $(or $(BROKER),redis)
+
+.PHONY: failover
+failover: ## Let a replica that lags take over; print what is lost and how it heals.
+	$(venv) $(VENV) test
+	@$(BIN)/python -m tests.chaos.failover
+
+.PHONY: load
+load: ## A million tasks over N/10 keys, many waiting, many results (N=1000000).
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m tests.chaos.load --tasks $(or $(N),1000000)
+
 .PHONY: coverage
 coverage: ## Run all tests and show the lines and branches they miss.
 	$(venv) $(VENV) test
