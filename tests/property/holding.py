@@ -146,17 +146,13 @@ class Holding(Seeing):
             task_id
             for task_id, record in self.scope.tasks.items()
             if task_id not in self.scope.deadlines
-            and (
-                record["state"] == "delayed"
-                or (record["state"] == "lapsed" and "keep" not in record)
-            )
+            and record["state"] in {"delayed", "lapsed"}
         }
         for name in self.scope.immortal:
             part, _, rest = name.partition(":")
             assert part not in MORTAL, f"[I17] {name} would stay for ever"
             if part == "task":
-                forgettable = rest in lapsed and "keep" not in self.scope.tasks[rest]
-                assert not forgettable, f"[I17] {name} would stay for ever"
+                assert rest not in lapsed, f"[I17] {name} would stay for ever"
         for task_id in set(self.scope.tasks) - lapsed:
             assert f"task:{task_id}" in self.scope.immortal, (
                 f"[I5] {task_id} may expire"
