@@ -59,8 +59,9 @@ class OfferedMachine(ScriptsMachine):
     def look(self, *, moved: Iterable[str] = (), over: bool = False) -> Scope:
         """Compare the offers, too: who comes later, comes behind."""
         before = self.scope
-        # What was claimed and is on offer again holds its slot anew.
-        claimed = {t for t, record in before.tasks.items() if "claimer" in record}
+        # What was claimed, or drained, and is on offer again holds its slot anew.
+        claimed = {t for t in before.tasks if "offer" in before.tasks[t]}
+        claimed -= set(before.on_offer())
         after = super().look(moved={*moved, *claimed}, over=over)
         for queue, offers in after.offers.items():
             known = dict(before.offers.get(queue, ()))
