@@ -83,7 +83,7 @@ def run_chaos(
         say(f"{len(faults.done)} faults; now peace")
         begun = time.monotonic()
         world.stop_producers()
-        remedies = make_peace(world, report)
+        remedies = make_peace(world, faults, report)
         seen = Evidence(world, faults.done)
         judge(seen, report)
         report.figures |= remedies
@@ -93,13 +93,14 @@ def run_chaos(
     return report
 
 
-def make_peace(world: World, report: Report) -> dict[str, object]:
+def make_peace(world: World, faults: Faults, report: Report) -> dict[str, object]:
     """Wait until all has ended; do what an operator would if nothing goes on."""
     redispatched = 0
     looks: Counter[str] = Counter()
     end = time.monotonic() + PEACE
     last, since = -1, time.monotonic()
     while (left := unfinished(world)) and time.monotonic() < end:
+        faults.supervise()
         now = time.monotonic()
         if len(left) != last:
             last, since = len(left), now
