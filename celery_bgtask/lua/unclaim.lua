@@ -1,11 +1,11 @@
 --[[
-Offer a task again whose claimer cannot start it.
+Offer a task again whose claimer cannot start it, or whose last run is over.
 
 KEYS[1]  scope     tag  the hash tag of the scope
 KEYS[2]  channels  tag  begins the names of channels
 
 ARGV[1]  id           the task
-ARGV[2]  worker       that has claimed it
+ARGV[2]  worker       that has claimed it, or the token of that run
 ARGV[3]  dispatch_ms  lease of a task that is on its way to a worker
 ARGV[4]  grace_ms     until a granted task is published by somebody else
 
