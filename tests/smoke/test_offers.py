@@ -534,6 +534,8 @@ def captured_events(app: Any) -> Iterator[list[dict[str, Any]]]:
     thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
     thread.start()
     assert ready.wait(10)
+    # Only what is heard tells that the server has the subscription: a heartbeat.
+    wait_until(lambda: events, within=SOON, that="workers are heard")
     try:
         yield events
     finally:
