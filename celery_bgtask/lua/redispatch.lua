@@ -52,6 +52,7 @@ if state == "lapsed" then
   hand_on(key, now, dispatch_ms, grace_ms, granted)
 else
   if state == "dispatched" then hold(id, key, now, dispatch_ms) end
+  -- A retry with a delay goes through the broker, though it be offered afterwards.
   post(id, now, grace_ms, granted)
 end
 local reply = { state }
