@@ -72,8 +72,9 @@ class Wording:
                 f"has claimed it. {self._ends_unclaimed}."
             ),
             "claimed": lambda: (
-                f"{self._offer.claimer} has claimed it and is about to start it; else "
-                f"it is on offer again in {age(self._found.lease, self._found.now)}."
+                f"Worker {self._offer.claimer} has claimed it and is about to start "
+                "it; else it is on offer again in "
+                f"{age(self._found.lease, self._found.now)}."
             ),
             "delayed": lambda: (
                 "Its message is with the broker or a worker until its ETA or "
