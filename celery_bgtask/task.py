@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, ClassVar
 
 from celery import Celery, Task, states
@@ -205,6 +206,7 @@ class BgTask(TaskBody):
         if isinstance(result, BgResult):
             result.deadlines = submission.deadlines
             if submission.is_own:
+                result.first_due = time.monotonic() + submission.due_in
                 result.reply = self._reply_channel(result.id)
                 self._send_signals_of(result)
         return result

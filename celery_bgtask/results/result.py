@@ -63,6 +63,9 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
     #: As the submission has set them; ``None`` if it was elsewhere.
     deadlines: Deadlines | None = None
 
+    #: Before that time, monotonic, the task need not have ended; 0: unknown.
+    first_due = 0.0
+
     #: Where the store has the task; ``None``: it is looked for.
     scope: str | None = None
 
@@ -195,6 +198,9 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
         """Return the seconds until the task's next deadline, 0 without one."""
         if self.deadlines is not None and not any(self.deadlines):
             return 0.0
+        left = self.first_due - time.monotonic()
+        if left > 0:
+            return left
         scripts = self._scripts()
         try:
             return scripts.phase(self.id).due if scripts else 0.0
