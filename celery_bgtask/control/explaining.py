@@ -10,13 +10,13 @@ from celery import Task
 from ..conclusion import has_result
 from ..extension import extension_of
 from ..options import Options, options_of
-from ..scripts.readings import KeyRow, Situation
+from ..scripts.readings import HolderRow, KeyRow, Situation
 from ..states import DECIDED, DELAYED, DISPATCHED, ENDED, LAPSED, RUNNING, STOPPING
 from .views import Explanation, Holder, KeyStats
 from .wording import Wording
 
 
-__all__ = ["REASONS", "explain", "stats_of"]
+__all__ = ["REASONS", "explain", "holder_of", "stats_of"]
 
 #: All reasons, and what each means.
 REASONS = {
@@ -62,6 +62,12 @@ def stats_of(row: KeyRow, options: Options) -> KeyStats:
     )
 
 
+def holder_of(row: HolderRow) -> Holder:
+    """Return who holds a slot, as an operator sees it."""
+    since, lease = row.since / 1000, seconds(row.lease)
+    return Holder(row.task_id, row.state, row.worker, since, lease)
+
+
 def explain(task: Task[Any, Any], task_id: str) -> Explanation:
     """Say why a task is not running, or that it is.
 
@@ -88,7 +94,7 @@ def explain(task: Task[Any, Any], task_id: str) -> Explanation:
         worker=found.worker,
         started=seconds(found.started) if found.worker else None,
         limit=stats.limit,
-        holders=tuple(Holder(*h[:3], h[3] / 1000) for h in found.holders),
+        holders=tuple(map(holder_of, found.holders)),
         held=key.held,
         position=None if found.place is None else found.place + 1,
         waiting=key.waiting,

@@ -120,11 +120,13 @@ class Wording:
 
     @property
     def _taken(self) -> str:
-        if self._key.slots == 1:
+        slots, held = int(self._key.slots), self._key.held
+        if held > slots:
+            return f"{held} tasks hold slots of {self._name}, which has {slots} now"
+        if slots == 1:
             return f"the only slot of {self._name} is taken"
-        held = self._key.held
-        of = f", of {self._key.slots:g}" if held > self._key.slots else ""
-        return f"all slots of {self._name} are taken, {held}{of}"
+        all_of_them = "both" if slots == 2 else f"all {slots}"  # noqa: PLR2004
+        return f"{all_of_them} slots of {self._name} are taken"
 
     @property
     def _block(self) -> str:

@@ -11,9 +11,9 @@ Returns  {now, tombstone, record, lease, outbox, place, key, holders, offer}: th
          attempt that has ended; {state, attempt, key, worker, verdict, started, since, start_by,
          finish_by, expires_at}; when the lease runs out; when it is published by
          somebody else; its place among those that wait, from 0; the key as in
-         stats.lua; {id, state, worker, since}, flat, of each holder; {queue, told,
-         ignored, claimer} of an offer: live workers that take offers of the queue, and
-         those among them that do not want it. Nil where there is nothing.
+         stats.lua; {id, state, worker, since, lease}, flat, of each holder; {queue,
+         told, ignored, claimer} of an offer: live workers that take offers of the queue,
+         and those among them that do not want it. Nil where there is nothing.
 ]]
 -- include: describe, dispatch
 
@@ -24,16 +24,6 @@ local record = redis.call("HMGET", task_of(id), "state", "attempt", "key", "work
   "verdict", "started", "since", "start_by", "finish_by", "expires_at")
 local tombstone, key = redis.call("GET", tombstone_of(id)), record[3]
 if not key then return { now, tombstone, record } end
-
-local holders = {}
-local held = redis.call("ZRANGE", slots_of(key), 0, most - 1, "WITHSCORES")
-for i = 1, #held, 2 do
-  local task = redis.call("HMGET", task_of(held[i]), "state", "worker")
-  local since = math.abs(held[i + 1])
-  for _, value in ipairs({ held[i], task[1] or "", task[2] or "", since }) do
-    holders[#holders + 1] = value
-  end
-end
 
 local function describe_offer()
   local task = redis.call("HMGET", task_of(id), "offer", "claimer")
@@ -51,4 +41,4 @@ end
 
 return { now, tombstone, record, redis.call("ZSCORE", LEASES, id),
   redis.call("ZSCORE", OUTBOX, id), redis.call("ZRANK", waiting_of(key), id),
-  describe(key), holders, describe_offer() }
+  describe(key), holders_of(key, most), describe_offer() }

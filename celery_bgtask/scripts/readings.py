@@ -15,10 +15,12 @@ __all__ = [
     "EVERYWHERE",
     "AuditRow",
     "BlockRow",
+    "HolderRow",
     "KeyRow",
     "OfferRow",
     "Situation",
     "audit_of",
+    "holders_of",
     "situation_of",
 ]
 
@@ -109,11 +111,18 @@ class OfferRow(NamedTuple):
     claimer: str
 
 
-class Situation(NamedTuple):
-    """A task and its key, as ``lua/explain.lua`` reads them; ``None``: nothing.
+class HolderRow(NamedTuple):
+    """A task that holds a slot; *lease* is ``None`` if it has none."""
 
-    *holders* are (id, state, worker, since) of each that holds a slot.
-    """
+    task_id: str
+    state: str
+    worker: str
+    since: int
+    lease: int | None
+
+
+class Situation(NamedTuple):
+    """A task and its key, as ``lua/explain.lua`` reads them; ``None``: nothing."""
 
     now: int
     tombstone: int | None
@@ -130,7 +139,7 @@ class Situation(NamedTuple):
     outbox: int | None = None
     place: int | None = None
     key: KeyRow | None = None
-    holders: tuple[tuple[str, str, str, int], ...] = ()
+    holders: tuple[HolderRow, ...] = ()
     offer: OfferRow | None = None
 
 
@@ -175,8 +184,7 @@ def situation_of(reply: Sequence[Any]) -> Situation:
     if rest:
         lease, outbox, place, key, flat, offer = rest
         values += [number_of(lease), number_of(outbox), place, KeyRow.of(now, key)]
-        rows = (flat[i : i + 4] for i in range(0, len(flat), 4))
-        values.append(tuple((*map(text_of, row[:3]), row[3]) for row in rows))
+        values.append(tuple(holders_of(flat)))
         values.append(offer_of(offer) if offer else None)
     return Situation(*values)
 
@@ -202,6 +210,19 @@ def audit_of(now: int, row: Sequence[Any]) -> AuditRow:
     values += map(number_of, numbers)
     values += [text_of(run), envelope or b"", text_of(offer)]
     return AuditRow(*values)
+
+
+def holders_of(flat: Sequence[Any]) -> list[HolderRow]:
+    """Return the holders of a reply, as ``lua/includes/describe.lua`` lists them."""
+    size = len(HolderRow._fields)
+    rows = (flat[i : i + size] for i in range(0, len(flat), size))
+    return [
+        HolderRow(
+            text_of(task_id), text_of(state), text_of(worker), since,
+            number_of(lease or None),
+        )
+        for task_id, state, worker, since, lease in rows
+    ]  # fmt: skip
 
 
 def number_of(value: Any) -> int | None:

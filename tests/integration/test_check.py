@@ -362,6 +362,9 @@ def test_a_message_that_is_lost(
     [finding] = task.control.check()
 
     assert (finding.problem, finding.subject) == ("message-lost", result.id)
+    assert finding.detail.startswith("probably its message is lost: it is dispatched")
+    assert "That is a guess" in finding.detail
+    assert finding.detail.endswith("publish it again: should both arrive, one starts")
     assert finding.remedy == f"celery bgtask redispatch {result.id}"
     assert task.control.redispatch(result.id)
     assert task.control.check() == []

@@ -91,7 +91,9 @@ def test_more_hold_the_key_than_may(task: Any) -> None:
         task.delay("k")
     task.control.set_limit("k", 2)
 
-    found = explained(task, task.delay("k"), "key-full", "are taken, 3, of 2")
+    found = explained(
+        task, task.delay("k"), "key-full", "3 tasks hold slots of 'k', which has 2"
+    )
 
     assert len(found.holders) == 3
 
@@ -306,7 +308,49 @@ def test_a_thousand_holders_are_counted_and_some_are_named(declare: Any) -> None
         task.delay("k")
 
     found = explained(
-        task, task.delay("k"), "key-full", "all slots of 'k' are taken, 150"
+        task, task.delay("k"), "key-full", "all 150 slots of 'k' are taken"
     )
 
     assert (len(found.holders), found.held) == (100, 150)
+
+
+@pytest.mark.parametrize(
+    ("slots", "sentence"),
+    [
+        (1, "the only slot of 'k' is taken, and it is the next"),
+        (2, "both slots of 'k' are taken, and it is the next"),
+        (3, "all 3 slots of 'k' are taken, and it is the next"),
+    ],
+)
+def test_slots_are_counted_as_people_do(
+    declare: Any, slots: int, sentence: str
+) -> None:
+    """One, two, many; and more than there are, after the limit was lowered."""
+    task = declare(max_per_key=slots, when_full="wait")
+    for _ in range(slots):
+        task.delay("k")
+    waiting = task.delay("k")
+
+    explained(task, waiting, "key-full", sentence)
+
+    task.control.set_limit("k", 5)
+    for _ in range(5):
+        task.delay("k")
+    task.control.set_limit("k", slots)
+    last = task.delay("k")
+    explained(
+        task, last, "behind-others", f"5 tasks hold slots of 'k', which has {slots} now"
+    )
+
+
+def test_who_holds_a_slot_is_told_with_what_is_left_of_its_lease(task: Any) -> None:
+    """Of a key, and of the key of a task."""
+    holder, waiting = task.delay("k"), task.delay("k")
+
+    (found,) = task.control.holders("k")
+
+    assert (found.task_id, found.state, found.worker) == (holder.id, "dispatched", "")
+    lease = extension_of(task.app).settings.dispatch_lease
+    assert found.lease_until == pytest.approx(found.since + lease, abs=0.1)
+    assert task.control.explain(waiting.id).holders == (found,)
+    assert task.control.holders("another") == []
