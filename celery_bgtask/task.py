@@ -257,7 +257,7 @@ class BgTask(TaskBody):
         subscribe_late(self.app.backend)
         with self._producer(None, {}) as real:
             unsent = Unsent(real, self.name, self.bgtask.max_payload_size)
-            result = super().apply_async(
+            super().apply_async(
                 args,
                 kwargs,
                 producer=unsent,  # type: ignore[arg-type]  # acts as one
