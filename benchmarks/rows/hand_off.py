@@ -13,8 +13,8 @@ from ..world import PATIENCE, World
 
 __all__ = ["ROWS"]
 
-#: Tasks in a row.
-BLOCK = 30
+#: Tasks in a row; seconds that each takes, in which the one before is done with.
+BLOCK, LENGTH = 30, 0.02
 
 
 def measure(world: World, rounds: int) -> Iterator[float]:
@@ -27,7 +27,7 @@ def measure(world: World, rounds: int) -> Iterator[float]:
             starts.append(tasks.plain.delay().get(PATIENCE) - called)
         key = f"hand-off-{number}"
         first = tasks.job.delay(key, 0.5)  # until all others wait
-        results = [first, *(tasks.job.delay(key) for _ in range(BLOCK))]
+        results = [first, *(tasks.job.delay(key, LENGTH) for _ in range(BLOCK))]
         spans = [result.get(PATIENCE) for result in results]
         gaps = [begun - ended for (_, ended), (begun, _) in pairwise(spans)]
         yield median(gaps) / median(starts)
