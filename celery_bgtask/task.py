@@ -137,7 +137,21 @@ class BgTask(TaskBody):
         *more: Any,
         **options: Any,
     ) -> Any:
-        """Submit a call of the task.
+        """Submit a call of the task, with any of Celery's options and these.
+
+        Args:
+            args: Positional arguments of the call.
+            kwargs: Named arguments.
+            task_id: The id of the call. While a task of this id waits, is with the
+                broker or runs, nothing is sent, and its result is returned.
+            producer: Celery's, to publish by.
+            *more: Celery's ``link``, ``link_error`` and ``shadow``, by place.
+            **options: ``accept_timeout`` and ``finish_timeout``, in seconds, and
+                ``when_full``, of this call alone; ``metadata``, a small dict of
+                JSON for receivers of :data:`.task_available`; and Celery's.
+
+        Returns:
+            A :class:`.BgResult`, also of a call that waits for a slot.
 
         Raises:
             ImproperlyConfigured: If one of our options will not do.
@@ -249,6 +263,11 @@ class BgTask(TaskBody):
 
         It takes no slot, has no key and is not queued: a worker that starts it does
         so within *expires* seconds, or never.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Named arguments.
+            expires: Seconds in which a worker must begin.
 
         Raises:
             PayloadTooLarge: If its message is larger than the task allows.

@@ -97,7 +97,8 @@ end
 
 if state and task[5] == nonce then
   if state == "waiting" then return answer("parked", attempt) end
-  return answer(queue == "" and "dispatched" or "offered", attempt)
+  local to_publish = queue == "" or state == "delayed"
+  return answer(to_publish and "dispatched" or "offered", attempt)
 end
 if state == "running"
   and (task[4] == token or tonumber(retries) > tonumber(task[3])) then
