@@ -14,8 +14,9 @@ from celery import Celery
 from .config import Settings, read_settings
 from .exceptions import ImproperlyConfigured
 from .keys import reply_channel
+from .location import broker_url, store_url
 from .scripts import Scripts
-from .store import Link, broker_url, store_url
+from .store import Link
 
 
 __all__ = ["Extension", "extension_of"]

@@ -9,7 +9,7 @@ from celery import Celery, Task, states
 from celery.app.task import Context
 from celery.utils.log import get_logger
 
-from .admission import Submission, Unsent
+from .admission import Submission
 from .beat import is_beat
 from .broadcast import BroadcastResult, call_all
 from .conclusion import is_kept
@@ -21,6 +21,7 @@ from .exceptions import KeyBlocked, LimitReached
 from .extension import extension_of
 from .message import HEADER
 from .options import CALL_OPTIONS, Options, complete_options
+from .packing import Unsent
 from .results.result import BgResult
 from .running.acceptance import Gate
 from .running.body import TaskBody, reports_in_line
