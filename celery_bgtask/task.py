@@ -10,7 +10,7 @@ from celery import Celery, Task, states
 from celery.app.task import Context
 from celery.utils.log import get_logger
 
-from .admission import Submission, Unsent
+from .admission import Submission
 from .beat import is_beat
 from .broadcast import BroadcastResult, call_all
 from .conclusion import is_kept
@@ -22,6 +22,7 @@ from .exceptions import KeyBlocked, LimitReached
 from .extension import extension_of
 from .message import HEADER
 from .options import CALL_OPTIONS, Options, complete_options
+from .packing import Unsent
 from .results.result import BgResult
 from .running.acceptance import Gate
 from .running.body import TaskBody, reports_in_line
@@ -278,7 +279,7 @@ class BgTask(TaskBody):
         subscribe_late(self.app.backend)
         with self._producer(None, {}) as real:
             unsent = Unsent(real, self.name, self.bgtask.max_payload_size)
-            result = super().apply_async(
+            super().apply_async(
                 args,
                 kwargs,
                 producer=unsent,  # type: ignore[arg-type]  # acts as one

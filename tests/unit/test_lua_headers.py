@@ -248,8 +248,8 @@ def test_the_states_are_the_ones_the_scripts_write() -> None:
 
     written = set()
     for text in SOURCES.values():
-        written |= set(re.findall(r'"HSET".*?"state", "(\w+)"', text))
-        written |= set(re.findall(r'\b(?:lapse|record)\([^"\n]*"(\w+)"', text))
+        written |= set(re.findall(r'(?:"HSET".*?|\{ )"state", "(\w+)"', text))
+        written |= set(re.findall(r'\b(?:lapse|record)\([^"{\n]*"(\w+)"', text))
 
     assert listed == written
 
