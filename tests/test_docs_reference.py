@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import celery_bgtask
 from celery_bgtask import events, exceptions, signals, states
+from celery_bgtask.control.control import Control
 from celery_bgtask.scripts.loader import INCLUDES, load_sources
 from tests.test_docs import rows
 from tests.test_docs_cli import PLAYED
@@ -121,3 +123,31 @@ def test_the_code_of_a_page_is_run(page: str) -> None:
         return
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     assert [code for code in CODE.findall(text) if not code.startswith("# ")] == []
+
+
+def public_functions() -> list[tuple[str, Any]]:
+    """Return all functions and methods that applications call, by name."""
+    found: dict[str, Any] = {}
+    for name in (*celery_bgtask.__all__, "Control"):
+        thing = getattr(celery_bgtask, name, Control)
+        if inspect.isfunction(thing):
+            found[name] = thing
+        if not inspect.isclass(thing) or issubclass(thing, BaseException):
+            continue
+        for part, member in inspect.getmembers(thing, inspect.isfunction):
+            if not part.startswith("_") and "celery_bgtask" in member.__module__:
+                found[f"{name}.{part}"] = member
+    return sorted(found.items())
+
+
+@pytest.mark.parametrize(
+    "function", [pytest.param(f, id=name) for name, f in public_functions()]
+)
+def test_a_docstring_names_every_parameter(function: Any) -> None:
+    """Who calls it need not read the source to know what it takes."""
+    told = inspect.getdoc(function) or ""
+    parameters = [
+        name for name in inspect.signature(function).parameters if name != "self"
+    ]
+
+    assert [name for name in parameters if name.strip("_") not in told] == []
