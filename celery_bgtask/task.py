@@ -213,7 +213,12 @@ class BgTask(TaskBody):
         return result
 
     def apply(self, *args: Any, **kwargs: Any) -> BgEagerResult:
-        """Run a call in line: it takes no slot, and its reports come at once."""
+        """Run a call in line: it takes no slot, and its reports come at once.
+
+        Args:
+            *args: As Celery's ``apply``.
+            **kwargs: As Celery's ``apply``.
+        """
         with reports_in_line() as events:
             done = super().apply(*args, **kwargs)
         result = BgEagerResult(
@@ -290,7 +295,12 @@ class BgTask(TaskBody):
     def AsyncResult(  # noqa: N802 - as Celery calls it
         self, task_id: str, **kwargs: Any
     ) -> BgResult:
-        """Return the result of a call, by its id."""
+        """Return the result of a call, in any process.
+
+        Args:
+            task_id: The call.
+            **kwargs: As of a :class:`.BgResult`.
+        """
         result = BgResult(
             task_id, **{"backend": self.backend, "app": self.app, **kwargs}
         )

@@ -88,6 +88,12 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
     ) -> Any:
         """Wait for the result and return it.
 
+        Args:
+            timeout: Seconds to wait; the task goes on afterwards. ``None``: to the end.
+            propagate: Whether an error of the task is raised, or returned.
+            *args: As in Celery.
+            **kwargs: As in Celery.
+
         Raises:
             AcceptTimeout: If no worker has started the task in time.
             FinishTimeout: If it has not ended in time.
@@ -122,6 +128,10 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
         are concluded by one. A run that is not stopped goes on as if nothing
         had happened.
 
+        Args:
+            reason: Why, for who waits: in :exc:`.TaskCancelled`.
+            terminate: Whether a body that runs is stopped as well, where its pool can.
+
         Raises:
             StoreUnavailable: If the store does not answer.
         """
@@ -150,7 +160,13 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
         signal: Any = None,
         **_: Any,
     ) -> Cancellation:
-        """End the task, by Celery's name for it."""
+        """End the task, by Celery's name for it.
+
+        Args:
+            connection: Not needed.
+            terminate: As of :meth:`cancel`.
+            signal: Not asked for: the pool chooses.
+        """
         return self.cancel(terminate=terminate)
 
     @property
