@@ -11,6 +11,11 @@ PYTEST_ARGS ?=
 # must be when all would use the one server that REDIS_URL names.
 JOBS ?= $(if $(REDIS_URL),0,2)
 CELERY_VERSIONS = 5.5 5.6 5.7
+OLDEST_CELERY = 5.5
+# What depends most on Celery's own ways.
+OLDEST_TESTS = tests/unit tests/compat/test_canvas.py tests/compat/test_retries.py \
+	$(addprefix tests/smoke/test_,endings.py pools.py kills.py lost.py cancel.py \
+	progress.py offers.py monitors.py)
 
 PYTEST = -m pytest --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_ARGS) $(TESTS)
 # A command alone on its line gets make's signals itself, without a shell
@@ -54,13 +59,34 @@ test-celery-%: ## Run all tests with one release of Celery.
 	$(venv) $(VENV)-celery-$* test "celery==$*.*"
 	@$(VENV)-celery-$*/bin/python $(PYTEST)
 
+.PHONY: test-oldest
+test-oldest: ## Run the tests that depend most on Celery with its oldest release.
+	@$(MAKE) --no-print-directory test-celery-$(OLDEST_CELERY) TESTS="$(OLDEST_TESTS)"
+
 .PHONY: matrix
-matrix: $(CELERY_VERSIONS:%=test-celery-%) ## Run all tests with each supported release of Celery.
+matrix: ## Run all tests with each Celery, Python, broker and server (NOX_ARGS=-l).
+	$(venv) $(VENV) matrix
+	@$(BIN)/nox $(or $(NOX_ARGS),--session tests) -- $(PYTEST_ARGS) $(TESTS)
 
 .PHONY: bench-progress
 bench-progress: ## Measure how long a report takes to its callback (BENCH_ARGS=...).
 	$(venv) $(VENV) demo
 	@$(BIN)/python -m benchmarks.report_latency $(BENCH_ARGS)
+
+.PHONY: chaos
+chaos: ## Kill, cut and restart at random; check the promises (SEED=, MINUTES=1, BROKER=redis).
+	$(venv) $(VENV) test
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),1) --broker $(or $(BROKER),redis)
+
+.PHONY: failover
+failover: ## Let a replica that lags take over; print what is lost and how it heals.
+	$(venv) $(VENV) test
+	@$(BIN)/python -m tests.chaos.failover
+
+.PHONY: load
+load: ## A million tasks over N/10 keys, many waiting, many results (N=1000000).
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m tests.chaos.load --tasks $(or $(N),1000000)
 
 .PHONY: coverage
 coverage: ## Run all tests and show the lines and branches they miss.
@@ -71,7 +97,7 @@ coverage: ## Run all tests and show the lines and branches they miss.
 	@$(BIN)/python -m coverage report
 
 .PHONY: check
-check: format lint types layers lua spelling ## Check format, lint, types, layers, Lua and spelling.
+check: format lint types layers lua spelling docs ## Check format, lint, types, layers, Lua, spelling and the documentation.
 
 .PHONY: format lint types layers lua spelling
 format:
@@ -100,6 +126,11 @@ fix: ## Format the code and repair what ruff can.
 	@$(BIN)/ruff check --fix --exit-zero --quiet
 	@$(BIN)/ruff format
 
+.PHONY: docs
+docs: ## Build the documentation in docs/_build/html (INVENTORIES=1).
+	$(venv) $(VENV) docs
+	@$(BIN)/python -m sphinx -W -n -q --keep-going docs docs/_build/html
+
 .PHONY: build
 build: ## Build and check the sdist and the wheel in dist/.
 	$(venv) $(VENV) release
@@ -109,6 +140,6 @@ build: ## Build and check the sdist and the wheel in dist/.
 
 .PHONY: clean
 clean: ## Remove all that these targets made.
-	rm -rf $(VENV) $(CELERY_VERSIONS:%=$(VENV)-celery-%) dist htmlcov .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-[0-9c]* .nox dist docs/_build htmlcov .coverage .coverage.*
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -44,6 +44,7 @@ from .message import (
 from .options import Options
 from .scripts import Scripts
 from .scripts.replies import NO_DEADLINES, Deadlines, Submitted, Terms
+from .subscribing import Quiet
 
 
 __all__ = ["Submission", "Unsent"]
@@ -61,7 +62,7 @@ NOTHING = Message(b"", b"")
 
 
 @dataclass(slots=True)
-class Submission:
+class Submission(Quiet):
     """One call of a task on its way to the broker: a producer for Celery.
 
     Attributes:
@@ -307,7 +308,7 @@ def serialize(
 
 
 @dataclass(slots=True)
-class Unsent:
+class Unsent(Quiet):
     """A producer for Celery that keeps the one message it is given.
 
     Attributes:

@@ -116,7 +116,16 @@ def wait_until_drained(
     try:
         wait_until(nothing_left, within=within)
     except AssertionError:
-        raise AssertionError(f"left after {within:g} s: {sorted(left)}") from None
+        told = {name: _content(client, name) for name in sorted(left)}
+        raise AssertionError(f"left after {within:g} s: {told}") from None
+
+
+def _content(client: Redis, name: str) -> Any:
+    """What a key holds, but messages: shown when it should have gone."""
+    if client.type(name) in {b"hash", "hash"}:
+        held: Any = client.hgetall(name)
+        return {part: value for part, value in held.items() if len(value) < 200}
+    return client.type(name)
 
 
 def _escaped(text: str) -> str:

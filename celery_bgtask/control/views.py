@@ -156,7 +156,7 @@ class Finding:
     """Something that is not as it should be.
 
     Attributes:
-        problem: What kind, one of :data:`.check.PROBLEMS`.
+        problem: What kind, one of :data:`.damage.PROBLEMS`.
         subject: The task or key, or the setting.
         detail: What was found, for people.
         remedy: The command that mends it.

@@ -43,7 +43,9 @@ if state == "lapsed" then
   hand_on(key, now, dispatch_ms, grace_ms, granted)
 else
   if state == "dispatched" then hold(id, key, now, dispatch_ms) end
-  if not redis.call("HGET", name, "offer") then post(id, now, grace_ms, granted) end
+  -- A retry with a delay goes through the broker, though it be offered afterwards.
+  local on_offer = state == "dispatched" and redis.call("HGET", name, "offer")
+  if not on_offer then post(id, now, grace_ms, granted) end
 end
 local reply = { state }
 for _, value in ipairs(granted) do reply[#reply + 1] = value end

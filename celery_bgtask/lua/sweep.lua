@@ -83,7 +83,7 @@ end
 -- What nobody has claimed stays on offer; what was claimed and not started is again.
 local function renew_offer(id, key, queue)
   if redis.call("ZSCORE", offers_of(queue), id) then
-    hold(id, key, now, dispatch_ms)
+    redis.call("ZADD", LEASES, now + dispatch_ms, id)
   else
     dispatch(id, key, now, dispatch_ms, grace_ms, granted)
   end

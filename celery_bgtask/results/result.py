@@ -152,7 +152,9 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
 
     @property
     def phase(self) -> str:
-        """Where the task is: waiting, dispatched, running or ended.
+        """Tell where the task is.
+
+        One of ``waiting``, ``dispatched``, ``offered``, ``running``, ``ended``.
 
         A task that the store does not know is ended or with the broker; then
         Celery's ``state`` tells.

@@ -30,6 +30,7 @@ from ..signals import lease_lost
 from .availability import Availability
 from .endings import Ending, Endings
 from .intake import Intake, copy_of
+from .monitors import Monitors
 from .sweeper import sweep
 
 
@@ -58,6 +59,7 @@ class Agent:
     def __init__(self, extension: Extension, hostname: str) -> None:
         self.worker_id = quote(f"{hostname}/{secrets.token_hex(4)}")
         self.intake = Intake()
+        self.monitors = Monitors()
         self._availability = Availability(extension, self.worker_id, self.intake)
         self._hostname = hostname
         self._extension = extension
@@ -138,7 +140,12 @@ class Agent:
         refused: StoreUnavailable | None = None
         for scope in extension.scopes:
             try:
-                sweep(extension.app, extension.scripts(scope), self.worker_id)
+                sweep(
+                    extension.app,
+                    extension.scripts(scope),
+                    self.worker_id,
+                    tell=self.monitors.tell,
+                )
             except StoreUnavailable as exc:
                 if not isinstance(exc.__cause__, ResponseError):
                     raise

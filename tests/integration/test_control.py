@@ -566,6 +566,26 @@ def test_what_lost_its_slot_gets_the_next_one(
     assert run_all(lost, other, third) == [0, 1, 2]
 
 
+def test_an_offered_task_that_comes_again_later_is_published_again(
+    end: Any, declare: Any, worker: Any, queued: Queued
+) -> None:
+    """A retry with a delay is with the broker, whatever the delivery."""
+
+    def come_again(self, k):
+        raise self.retry(countdown=600)
+
+    task = declare("late", come_again, delivery="offer", bind=True)
+    result = task.delay("k")
+    with worker():
+        wait_until(lambda: task.control.explain(result.id).state == "delayed")
+    queued()
+
+    assert task.control.redispatch(result.id)
+
+    assert [message.headers["id"] for message in queued()] == [result.id]
+    end(result)
+
+
 def test_what_cannot_be_published_again_is_said(
     end: Any, app: Celery, declare: Any, task: Any
 ) -> None:

@@ -177,8 +177,8 @@ MUTANTS = (
     Mutant(
         "a raised limit promotes nobody",
         "submit",
-        "promote(key, now, dispatch_ms, grace_ms, granted)\nif not",
-        "if not",
+        "if waits then promote(",
+        "if false then promote(",
         "I6",
     ),
     Mutant(

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.property.machine import ScriptsMachine, machine_on
+from tests.property.offering import OfferedMachine
 from tests.property.steering import SteeredMachine
 
 
@@ -19,7 +20,7 @@ MODEL = settings(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("machine", [ScriptsMachine, SteeredMachine])
+@pytest.mark.parametrize("machine", [ScriptsMachine, SteeredMachine, OfferedMachine])
 def test_the_scripts_keep_what_they_promise(
     machine: type[ScriptsMachine], redis_url: str
 ) -> None:

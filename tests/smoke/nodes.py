@@ -389,9 +389,12 @@ class SmokeWorker(CeleryTestWorker):
 
     def reserved(self) -> list[str]:
         """The ids of the tasks that it has fetched and not started."""
-        inspect = self.app.control.inspect([self.hostname()], timeout=PATIENCE)
-        fetched = inspect.reserved() or {}
-        return [request["id"] for request in fetched.get(self.hostname(), ())]
+        with self.app.connection_for_write() as connection:
+            fetched = self.app.control.inspect(
+                [self.hostname()], timeout=PATIENCE, connection=connection
+            ).reserved()
+        mine = (fetched or {}).get(self.hostname(), ())
+        return [request["id"] for request in mine]
 
     def pause(self) -> None:
         """Stop all its processes where they are: SIGSTOP."""
@@ -407,9 +410,14 @@ class SmokeWorker(CeleryTestWorker):
 
     def consume(self) -> None:
         """Take tasks from now on: it was started idle."""
-        self.app.control.add_consumer(
-            self.worker_queue, destination=[self.hostname()], reply=True
-        )
+        # By a connection of its own: a test before may have cut those of the pool.
+        with self.app.connection_for_write() as connection:
+            self.app.control.add_consumer(
+                self.worker_queue,
+                destination=[self.hostname()],
+                reply=True,
+                connection=connection,
+            )
 
 
 class SmokeSetup(CeleryTestSetup):

@@ -259,7 +259,14 @@ INTERNALS: dict[str, Callable[[Celery], object]] = {
     ),
     "Request.send_event": lambda _: accepts(Request.send_event, "type"),
     "Request._already_revoked": revocation_is_announced,
-    "Request._context": lambda _: hasattr(Request, "_context"),
+    "Consumer.call_soon": lambda _: (
+        "self._pending_operations.append(p)" in source_of(Consumer.call_soon)
+        and "self.hub.call_soon(p)" in source_of(Consumer.call_soon)
+    ),
+    "Consumer.event_dispatcher": lambda _: (
+        "c.event_dispatcher = c.app.events.Dispatcher("
+        in source_of(import_module("celery.worker.consumer.events").Events.start)
+    ),
     "state.reserved_requests": request_is_noted,
     "state.active_requests": request_is_noted,
     "state.requests": request_is_noted,

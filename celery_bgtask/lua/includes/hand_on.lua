@@ -34,14 +34,14 @@ local function hand_on(key, now, dispatch_ms, grace_ms, granted)
 end
 
 -- The dispatch lease has run out: the slot is free, the task stays valid. Its
--- record has a lifetime from now on, unless something is owed.
+-- record has a lifetime from now on, unless a deadline ends it: a message that comes
+-- later than that brings all that the record has, and one that is lost never comes.
 local function lapse(id, key, state, tombstone_ms)
   redis.call("ZREM", slots_of(key), id)
   redis.call("ZREM", LEASES, id)
   redis.call("HSET", task_of(id), "state", state)
   watch(id)
-  local keep = redis.call("HEXISTS", task_of(id), "keep") == 1
-  if not keep and not redis.call("ZSCORE", DEADLINES, id) then
+  if not redis.call("ZSCORE", DEADLINES, id) then
     redis.call("PEXPIRE", task_of(id), tombstone_ms)
   end
 end

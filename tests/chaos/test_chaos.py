@@ -1,0 +1,28 @@
+"""A short chaos run with a fixed seed; ``make chaos`` has the long ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.driver import run_chaos
+from tests.smoke.nodes import KOMBU
+
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.slow,
+    pytest.mark.worker,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(KOMBU < (5, 7), reason="this kombu gives back too late"),
+]
+
+SEED = 20
+SECONDS = 18.0
+
+
+def test_what_is_promised_holds_whatever_dies() -> None:
+    """Workers, producers, the store and the lines between them fail by chance."""
+    report = run_chaos(SEED, SECONDS, rate=6.0)
+
+    assert not report.violations, f"{report}\n{report.logs}"
+    assert report.figures["runs"]
