@@ -11,6 +11,11 @@ PYTEST_ARGS ?=
 # must be when all would use the one server that REDIS_URL names.
 JOBS ?= $(if $(REDIS_URL),0,2)
 CELERY_VERSIONS = 5.5 5.6 5.7
+OLDEST_CELERY = 5.5
+# What depends most on Celery's own ways.
+OLDEST_TESTS = tests/unit tests/compat/test_canvas.py tests/compat/test_retries.py \
+	$(addprefix tests/smoke/test_,endings.py pools.py kills.py lost.py cancel.py \
+	progress.py offers.py monitors.py)
 
 PYTEST = -m pytest --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_ARGS) $(TESTS)
 # A command alone on its line gets make's signals itself, without a shell
@@ -50,12 +55,34 @@ test-celery-integration: ## Run Celery's own tests with every task limited (CELE
 	$(venv) $(VENV) test
 	@$(BIN)/python -m tests.celery_integration $(CELERY) --limit=$(or $(LIMIT),0) $(PYTEST_ARGS)
 
+.PHONY: mutants
+mutants: ## Break the package in a hundred ways: a test must fail each time (MUTANTS=...).
+	$(venv) $(VENV) test
+	@$(BIN)/python -m tests.mutation "$(MUTANTS)"
+
 test-celery-%: ## Run all tests with one release of Celery.
 	$(venv) $(VENV)-celery-$* test "celery==$*.*"
 	@$(VENV)-celery-$*/bin/python $(PYTEST)
 
+.PHONY: test-oldest
+test-oldest: ## Run the tests that depend most on Celery with its oldest release.
+	@$(MAKE) --no-print-directory test-celery-$(OLDEST_CELERY) TESTS="$(OLDEST_TESTS)"
+
 .PHONY: matrix
-matrix: $(CELERY_VERSIONS:%=test-celery-%) ## Run all tests with each supported release of Celery.
+matrix: ## Run all tests with each Celery, Python, broker and server (NOX_ARGS=-l).
+	$(venv) $(VENV) matrix
+	@$(BIN)/nox $(or $(NOX_ARGS),--session tests) -- $(PYTEST_ARGS) $(TESTS)
+
+.PHONY: bench bench-short bench-peers
+bench: ## Measure all beside plain Celery, 8 minutes (BENCH_ARGS="--json FILE").
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+bench-short: ## The same in a minute or two, less exactly.
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m benchmarks --short $(BENCH_ARGS)
+bench-peers: ## Give other packages the same burst on one key, and count.
+	$(venv) $(VENV)-bench bench
+	@$(VENV)-bench/bin/python -m benchmarks.peers $(BENCH_ARGS)
 
 .PHONY: bench-progress
 bench-progress: ## Measure how long a report takes to its callback (BENCH_ARGS=...).
@@ -86,7 +113,7 @@ coverage: ## Run all tests and show the lines and branches they miss.
 	@$(BIN)/python -m coverage report
 
 .PHONY: check
-check: format lint types layers lua spelling ## Check format, lint, types, layers, Lua and spelling.
+check: format lint types layers lua spelling docs ## Check format, lint, types, layers, Lua, spelling and the documentation.
 
 .PHONY: format lint types layers lua spelling
 format:
@@ -115,6 +142,11 @@ fix: ## Format the code and repair what ruff can.
 	@$(BIN)/ruff check --fix --exit-zero --quiet
 	@$(BIN)/ruff format
 
+.PHONY: docs
+docs: ## Build the documentation in docs/_build/html (INVENTORIES=1).
+	$(venv) $(VENV) docs
+	@$(BIN)/python -m sphinx -W -n -q --keep-going docs docs/_build/html
+
 .PHONY: build
 build: ## Build and check the sdist and the wheel in dist/.
 	$(venv) $(VENV) release
@@ -124,6 +156,6 @@ build: ## Build and check the sdist and the wheel in dist/.
 
 .PHONY: clean
 clean: ## Remove all that these targets made.
-	rm -rf $(VENV) $(CELERY_VERSIONS:%=$(VENV)-celery-%) dist htmlcov .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-[0-9c]* .nox dist docs/_build htmlcov .coverage .coverage.*
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

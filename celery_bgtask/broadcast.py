@@ -71,7 +71,7 @@ class BroadcastResult:
             return [name for name in self.workers if name not in self._joined]
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Yield ``(worker, value)`` as they come; who raised is in :attr:`errors`."""
+        """Yield ``(worker, value)`` as they come; who raised is in ``errors``."""
         yield from self._answers(None)
 
     def get(self, timeout: float | None = None) -> dict[str, Any]:

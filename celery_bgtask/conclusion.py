@@ -16,6 +16,7 @@ from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 from celery.utils.log import get_logger
 
+from .ends import End
 from .events import encode_end
 from .message import FOLLOWERS, has_followers
 from .scripts.replies import Owed
@@ -51,11 +52,14 @@ class Conclusion(NamedTuple):
         outcome: What remains to be done.
         event: Its end, for those who follow it.
         kept: Whether its result can be looked up.
+        end: Its end by a verdict, for Celery's receivers and monitors; ``None`` if
+            it ended otherwise.
     """
 
     outcome: Outcome
     event: str
     kept: bool
+    end: End | None = None
 
 
 def conclude(app: Celery, owed: Owed, scope: str, *, follow: bool = True) -> Conclusion:
@@ -92,11 +96,14 @@ def conclude(app: Celery, owed: Owed, scope: str, *, follow: bool = True) -> Con
             return concluded(Outcome.AGAIN)
     verdict = error_of(owed.task_id, owed.verdict)
     state, error = state_of(verdict), verdict
+    end = End(task, request, verdict)
     if follow:
         fail(app, request, verdict, task)
-        return concluded(Outcome.DONE)
+        return concluded(Outcome.DONE)._replace(end=end)
     fail(app, {n: v for n, v in request.items() if n not in FOLLOWERS}, verdict, task)
-    return concluded(Outcome.OWED if has_followers(request) else Outcome.DONE)
+    if has_followers(request):
+        return concluded(Outcome.OWED)
+    return concluded(Outcome.DONE)._replace(end=end)
 
 
 def stored_end(backend: Any, task_id: str) -> tuple[str, Exception | None]:

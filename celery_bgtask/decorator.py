@@ -50,10 +50,18 @@ def bgtask(declared: Any = None, /, **options: Any) -> Any:
         when_lost: ``"fail"`` or ``"rerun"``: what becomes of a running task whose
             worker vanishes; by default ``"rerun"`` with ``acks_late``.
         max_lost: How often ``"rerun"`` runs it again.
+        delivery: ``"queue"``: the broker picks the worker; ``"offer"``: the first
+            worker that wants a call takes it.
         scope: Tasks of one scope share keys and limits; by default the task's
             name.
         max_payload_size: Bytes a message body may have as serialized.
+        block_threshold: Bad tasks that a key may have; one more blocks it.
+        block_interval: Seconds in which they are counted.
+        block_for: Seconds for which the key is blocked.
         **options: Any option of a Celery task.
+
+    What is not said is as the setting of the same name has it, with ``bgtask_`` in
+    front. The shape is node-background-task's: ``taskKey`` and ``maxTasksPerKey``.
 
     Raises:
         ImproperlyConfigured: If an option is unknown or has a wrong value.

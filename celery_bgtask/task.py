@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, ClassVar
 
 from celery import Celery, Task, states
 from celery.app.task import Context
-from celery.backends.redis import RedisBackend
 from celery.utils.log import get_logger
-from kombu.exceptions import OperationalError
 
-from .admission import Submission, Unsent
+from .admission import Submission
 from .beat import is_beat
 from .broadcast import BroadcastResult, call_all
 from .conclusion import is_kept
@@ -23,11 +22,13 @@ from .exceptions import KeyBlocked, LimitReached
 from .extension import extension_of
 from .message import HEADER
 from .options import CALL_OPTIONS, Options, complete_options
+from .packing import Unsent
 from .results.result import BgResult
 from .running.acceptance import Gate
 from .running.body import TaskBody, reports_in_line
 from .running.run import current_run, guarded
 from .signals import task_done, task_error, task_progress
+from .subscribing import subscribe_late
 from .taskclass import call_of, lift_options
 from .worker.request import request_class
 from .worker.steps import install
@@ -138,7 +139,21 @@ class BgTask(TaskBody):
         *more: Any,
         **options: Any,
     ) -> Any:
-        """Submit a call of the task.
+        """Submit a call of the task, with any of Celery's options and these.
+
+        Args:
+            args: Positional arguments of the call.
+            kwargs: Named arguments.
+            task_id: The id of the call. While a task of this id waits, is with the
+                broker or runs, nothing is sent, and its result is returned.
+            producer: Celery's, to publish by.
+            *more: Celery's ``link``, ``link_error`` and ``shadow``, by place.
+            **options: ``accept_timeout`` and ``finish_timeout``, in seconds, and
+                ``when_full``, of this call alone; ``metadata``, a small dict of
+                JSON for receivers of :data:`.task_available`; and Celery's.
+
+        Returns:
+            A :class:`.BgResult`, also of a call that waits for a slot.
 
         Raises:
             ImproperlyConfigured: If one of our options will not do.
@@ -157,6 +172,7 @@ class BgTask(TaskBody):
             )
         if options.get("headers"):
             options["headers"] = without_header(options["headers"])
+        subscribe_late(self.app.backend)
         with self._producer(producer, options) as real:
             submission = Submission(
                 producer=real,
@@ -187,20 +203,28 @@ class BgTask(TaskBody):
                         return self.AsyncResult(submission.task_id)
                     if not CANVAS_OPTIONS.isdisjoint(options):
                         return self._refused(submission, exc)
-                if not isinstance(exc, OperationalError):  # a backend may be away, too
-                    stop_waiting(self.backend, submission)
                 raise
         if isinstance(result, BgResult):
             result.deadlines = submission.deadlines
             if submission.is_own:
+                result.first_due = time.monotonic() + submission.due_in
                 result.reply = self._reply_channel(result.id)
                 self._send_signals_of(result)
         return result
 
-    def apply(self, *args: Any, **kwargs: Any) -> BgEagerResult:
-        """Run a call in line: it takes no slot, and its reports come at once."""
+    def apply(
+        self, *args: Any, throw: bool | None = None, **kwargs: Any
+    ) -> BgEagerResult:
+        """Run a call in line: it takes no slot, and its reports come at once.
+
+        Args:
+            *args: As Celery's ``apply``.
+            throw: Raise a failure; by default the setting ``task_eager_propagates``.
+            **kwargs: As Celery's ``apply``.
+        """
         with reports_in_line() as events:
-            done = super().apply(*args, **kwargs)
+            # When Celery raises what a body raises, a retry comes out as an error.
+            done = super().apply(*args, throw=False, **kwargs)  # type: ignore[misc]
         result = BgEagerResult(
             done.id,
             done.result,
@@ -213,6 +237,9 @@ class BgTask(TaskBody):
         own = [event for event in events if event.task_id == done.id]
         result.events = (*own, end)
         tell_end(self, result, end)
+        throws = self.app.either("task_eager_propagates", throw)
+        if error is not None and done.failed() and throws:
+            raise error
         return result
 
     def _send_signals_of(self, result: BgResult) -> None:
@@ -252,25 +279,35 @@ class BgTask(TaskBody):
         It takes no slot, has no key and is not queued: a worker that starts it does
         so within *expires* seconds, or never.
 
+        Args:
+            args: Positional arguments.
+            kwargs: Named arguments.
+            expires: Seconds in which a worker must begin.
+
         Raises:
             PayloadTooLarge: If its message is larger than the task allows.
             StoreUnavailable: If the store does not answer.
         """
+        subscribe_late(self.app.backend)
         with self._producer(None, {}) as real:
             unsent = Unsent(real, self.name, self.bgtask.max_payload_size)
-            result = super().apply_async(
+            super().apply_async(
                 args,
                 kwargs,
                 producer=unsent,  # type: ignore[arg-type]  # acts as one
             )
-            stop_waiting_for(self.backend, result.id)
         assert unsent.message is not None  # noqa: S101 - Celery has published
         return call_all(self, unsent.message, expires)
 
     def AsyncResult(  # noqa: N802 - as Celery calls it
         self, task_id: str, **kwargs: Any
     ) -> BgResult:
-        """Return the result of a call, by its id."""
+        """Return the result of a call, in any process.
+
+        Args:
+            task_id: The call.
+            **kwargs: As of a :class:`.BgResult`.
+        """
         result = BgResult(
             task_id, **{"backend": self.backend, "app": self.app, **kwargs}
         )
@@ -329,21 +366,3 @@ def token_of_own_run(task_id: str) -> str:
     """Return the token of the current run if it is of the task *task_id*."""
     run = current_run()
     return run.token if run is not None and run.task_id == task_id else ""
-
-
-def stop_waiting(backend: Any, submission: Submission) -> None:
-    """Drop the subscription that Celery made for a result that never comes.
-
-    Celery's Redis backend subscribes before it publishes (5.5 to 5.7), and
-    would keep it for the life of the process.
-    """
-    if submission.request:
-        stop_waiting_for(backend, submission.request["id"])
-
-
-def stop_waiting_for(backend: Any, task_id: str) -> None:
-    """Drop the subscription that Celery made for the result of one task."""
-    if isinstance(backend, RedisBackend):
-        with contextlib.suppress(Exception):  # there is better to tell the caller
-            consumer = backend.result_consumer  # type: ignore[attr-defined]
-            consumer.cancel_for(task_id)

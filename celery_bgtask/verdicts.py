@@ -17,7 +17,10 @@ from .exceptions import (
 )
 
 
-__all__ = ["error_of", "state_of"]
+__all__ = ["error_of", "is_expiry", "state_of"]
+
+#: The reason of a task whose ``expires`` has passed.
+EXPIRED = "expired"
 
 
 def error_of(task_id: str, verdict: str) -> BgTaskError:
@@ -29,7 +32,7 @@ def error_of(task_id: str, verdict: str) -> BgTaskError:
     if word == "unfinished":
         return FinishTimeout(task_id, float(rest) / 1000)
     if word == "expired":
-        return TaskCancelled(task_id, "expired")
+        return TaskCancelled(task_id, EXPIRED)
     if word == "cancelled":
         return TaskCancelled(task_id, rest or None)
     return TaskLost(task_id)
@@ -38,3 +41,8 @@ def error_of(task_id: str, verdict: str) -> BgTaskError:
 def state_of(error: Exception) -> str:
     """Return Celery's state for a task that ended by *error*."""
     return states.REVOKED if isinstance(error, TaskCancelled) else states.FAILURE
+
+
+def is_expiry(error: Exception) -> bool:
+    """Tell whether a task has ended by *error* because its ``expires`` has passed."""
+    return isinstance(error, TaskCancelled) and error.reason == EXPIRED

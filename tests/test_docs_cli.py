@@ -14,7 +14,23 @@ from celery_bgtask.cli import bgtask
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
-PLAYED = ("operate", "block-a-key", "change-limits", "show-progress")
+PLAYED = (
+    "tutorial",
+    "howto/add-to-your-app",
+    "howto/block-a-key",
+    "howto/bound-the-wait",
+    "howto/change-limits",
+    "howto/limit-per-customer",
+    "howto/move-from-bullmq",
+    "howto/move-from-celery-once",
+    "howto/operate",
+    "howto/react-to-available-work",
+    "howto/run-in-production",
+    "howto/run-on-every-worker",
+    "howto/share-a-limit",
+    "howto/show-progress",
+    "howto/wait-or-refuse",
+)
 
 
 def test_the_reference_has_every_command_and_option() -> None:
@@ -48,7 +64,7 @@ def test_every_command_has_its_json_in_the_reference() -> None:
 def test_a_page_prints_what_it_shows(page: str) -> None:
     """Its code and commands run as written, with a real server and worker."""
     played = subprocess.run(
-        [sys.executable, "tools/run_page.py", f"docs/howto/{page}.md"],
+        [sys.executable, "tools/run_page.py", f"docs/{page}.md"],
         cwd=ROOT, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
 

@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import click
 from celery import Celery
+from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 
 from ..control.views import Finding
+from ..ends import End
 from ..extension import extension_of
 from ..worker.sweeper import sweep as sweep_scope
 from .group import OperatorCommand, json_option, task_option
@@ -20,6 +22,8 @@ from .targets import Target, all_targets, chosen
 
 
 __all__ = ["check", "repair", "sweep", "sweep_all"]
+
+logger = get_logger(__name__)
 
 #: What was found, and where.
 Found = tuple[Target, Finding]
@@ -117,13 +121,32 @@ def sweep_all(app: Celery) -> dict[str, int]:
     extension = extension_of(app)
     me = f"cli@{gethostname()}/{os.getpid()}"
     report = {"scopes": 0, "lost": 0, "ended": 0, "published": 0}
+    ends: list[End] = []
     for scope in extension.scopes:
-        swept = sweep_scope(app, extension.scripts(scope), me, follow=False)
+        scripts = extension.scripts(scope)
+        swept = sweep_scope(app, scripts, me, tell=ends.append, follow=False)
         report["scopes"] += swept.mine
         report["lost"] += len(swept.lost)
         report["ended"] += len(swept.owed)
         report["published"] += len(swept.granted)
+    tell_monitors(app, ends)
     return report
+
+
+def tell_monitors(app: Celery, ends: Iterable[End]) -> None:
+    """Send the events of *ends*, if this app has its clients send any."""
+    if not ends or not app.conf.task_send_sent_event:
+        return
+    name = f"bgtask-sweep@{gethostname()}"
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1)
+            with app.events.Dispatcher(connection, hostname=name) as dispatcher:
+                for end in ends:
+                    kind, fields = end.event()
+                    dispatcher.send(kind, uuid=end.task_id, **fields)
+    except Exception:
+        logger.warning("No monitor was told of what has ended.", exc_info=True)
 
 
 def in_words(report: dict[str, int]) -> str:

@@ -85,12 +85,15 @@ class Holder:
         state: ``dispatched``, ``running`` or ``stopping``.
         worker: The worker that runs it; ``""`` while none does.
         since: Since when it is in that state, in seconds since the epoch.
+        lease_until: Until when it has the slot unless its lease is renewed; ``None``
+            if there is no lease.
     """
 
     task_id: str
     state: str
     worker: str
     since: float
+    lease_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ class Finding:
     """Something that is not as it should be.
 
     Attributes:
-        problem: What kind, one of :data:`.check.PROBLEMS`.
+        problem: What kind, one of :data:`.damage.PROBLEMS`.
         subject: The task or key, or the setting.
         detail: What was found, for people.
         remedy: The command that mends it.

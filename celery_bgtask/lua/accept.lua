@@ -55,24 +55,37 @@ local dispatch_ms, grace_ms, reply = tonumber(ARGV[19]), tonumber(ARGV[20]), ARG
 local now = server_ms()
 local name = task_of(id)
 local task = redis.call("HMGET", name, "state", "attempt", "key", "token", "body",
-  "drained")
+  "drained", "offer", "keep", "reply")
 local state, known = task[1], tonumber(task[2])
+local due  -- the next deadline that is noted of it
 
 local function answer(status)
   return { status, attempt }
 end
 
-local function record()
+-- *fields* are what is new beside what the message says.
+local function record(fields)
   redis.call("PERSIST", name)
-  redis.call("HSET", name, "key", key, "attempt", attempt, "retries", retries)
-  redis.call("HSETNX", name, "reply", reply)
+  local function put(field, value)
+    fields[#fields + 1] = field
+    fields[#fields + 1] = value
+  end
+  put("key", key)
+  put("attempt", attempt)
+  put("retries", retries)
+  if not task[9] then put("reply", reply) end
+  if keep then
+    put("keep", 1)
+    put("max_lost", max_lost)
+  end
+  if envelope ~= "" then
+    put("envelope", envelope)
+    put("body", body)
+  end
+  redis.call("HSET", name, unpack(fields))
   if finish_by > 0 then
     redis.call("HSETNX", name, "clock", clock)
     redis.call("HSETNX", name, "finish_by", finish_by)
-  end
-  if keep then redis.call("HSET", name, "keep", 1, "max_lost", max_lost) end
-  if envelope ~= "" then
-    redis.call("HSET", name, "envelope", envelope, "body", body)
   end
   redis.call("ZREM", OUTBOX, id)
 end
@@ -80,18 +93,17 @@ end
 local function start()
   local kept = task[5] or envelope ~= ""
   if keep and not kept then return answer("wanted") end
-  unpark(id, key)
-  end_offer(id)
-  record()
-  if redis.call("HEXISTS", name, "keep") == 0 then
-    redis.call("HDEL", name, "envelope", "body")
+  if state == "waiting" then unpark(id, key) end
+  if task[7] then end_offer(id) end
+  record({ "state", "running", "token", token, "worker", worker, "started", now })
+  local over = { "nonce", "rank", "since", "drained", "start_by", "past", "claimer" }
+  if not (keep or task[8]) then
+    over[#over + 1] = "envelope"
+    over[#over + 1] = "body"
   end
-  redis.call("HDEL", name, "nonce", "rank", "since", "drained", "start_by", "past",
-    "claimer")
-  redis.call("HSET", name, "state", "running", "token", token, "worker", worker,
-    "started", now)
+  redis.call("HDEL", name, unpack(over))
   hold_run(id, key, now, lease_ms)
-  watch(id)
+  if due or finish_by > 0 then watch(id) end
   redis.call("HSET", worker_of(worker), id, token .. " " .. attempt .. " " .. key)
   redis.call("PEXPIRE", worker_of(worker), tombstone_ms)
   return answer("started")
@@ -99,7 +111,7 @@ end
 
 local function wait()
   if envelope == "" and not task[5] then return answer("wanted") end
-  record()
+  record({})
   if state == "dispatched" then
     end_offer(id)
     redis.call("ZREM", slots_of(key), id)
@@ -148,12 +160,12 @@ elseif state == "ended" and attempt == known then
   return answer("ended")
 elseif attempt > known then
   discard(id)
-  state, task[5] = nil, nil
+  state, task[5], task[7], task[8], task[9] = nil, nil, nil, nil, nil
   -- Nobody takes what this hands on: it is in the outbox, for the next sweep.
   if task[3] ~= key then hand_on(task[3], now, dispatch_ms, grace_ms, {}) end
 else
   key = task[3]
-  local due = redis.call("ZSCORE", DEADLINES, id)
+  due = redis.call("ZSCORE", DEADLINES, id)
   if due and tonumber(due) <= now then return answer("late") end
 end
 

@@ -2,7 +2,8 @@
 Force a slot free, whoever holds it.
 
 A run is void from now on, and the task ends by a verdict. A task that is with
-the broker stays valid: it starts where it arrives and finds room.
+the broker stays valid: it starts where it arrives and finds room. An offer goes
+to the end of the queue, and is made again in its turn.
 
 KEYS[1]  scope     tag  the hash tag of the scope
 KEYS[2]  channels  tag  begins the names of channels
@@ -34,9 +35,15 @@ local function answer(was)
 end
 
 if redis.call("ZREM", slots_of(key), id) == 0 then return answer("") end
-local task = redis.call("HMGET", task_of(id), "state", "key", "attempt")
+local task = redis.call("HMGET", task_of(id), "state", "key", "attempt", "offer",
+  "drained", "rank")
 local state = task[2] == key and task[1] or "unknown"
-if state == "dispatched" then
+if state == "dispatched" and task[4] and not task[5] then
+  end_offer(id)
+  redis.call("ZREM", LEASES, id)
+  redis.call("HDEL", task_of(id), "claimer")
+  park(id, key, tonumber(task[6] or 0), parked_size(id), now)
+elseif state == "dispatched" then
   lapse(id, key, "lapsed", tombstone_ms)
 elseif state == "running" then
   judge(id, verdict, false, now, dispatch_ms, grace_ms, granted)

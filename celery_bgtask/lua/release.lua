@@ -34,7 +34,7 @@ local tombstone_ms = tonumber(ARGV[8])
 local now = server_ms()
 local name = task_of(id)
 local task = redis.call("HMGET", name, "state", "token", "worker", "attempt", "key",
-  "copies", "body", "past", "offer")
+  "copies", "body", "past", "offer", "next_key")
 local state, key = task[1], task[5]
 
 if not state then
@@ -70,11 +70,13 @@ elseif requeue then
   redis.call("HSET", name, "state", "dispatched")
   watch(id)
   if task[9] or (task[6] and task[7]) then
+    renew_round(id, now)
     dispatch(id, key, now, dispatch_ms, grace_ms, granted)
   else
     hold(id, key, now, dispatch_ms)
   end
-elseif succeed(id, key, now, dispatch_ms, grace_ms, tombstone_ms, granted) then
+elseif task[10]
+  and succeed(id, key, now, dispatch_ms, grace_ms, tombstone_ms, granted) then
   redis.call("HDEL", worker_of(task[3]), id)
 else
   redis.call("ZREM", slots_of(key), id)

@@ -65,10 +65,17 @@ local reply_to, queue, news = ARGV[23], ARGV[24], ARGV[25]
 
 local now = server_ms()
 local granted = {}
+local name = task_of(id)
+local task = redis.call("HMGET", name, "state", "attempt", "retries", "token", "nonce")
+local state, attempt = task[1], tonumber(task[2])
+local timed = accept_ms > 0 or finish_ms > 0 or expires_ms > 0
 
-local function answer(status, attempt)
-  local times = redis.call("HMGET", task_of(id), "clock", "start_by", "finish_by")
-  local reply = { status, attempt, redis.call("ZCARD", slots_of(key)),
+local function answer(status, number)
+  local times = {}
+  if state or timed then
+    times = redis.call("HMGET", name, "clock", "start_by", "finish_by")
+  end
+  local reply = { status, number, redis.call("ZCARD", slots_of(key)),
     redis.call("ZCARD", waiting_of(key)), tonumber(limit),
     tonumber(times[1]) or 0, tonumber(times[2]) or 0, tonumber(times[3]) or 0 }
   for _, value in ipairs(granted) do reply[#reply + 1] = value end
@@ -79,21 +86,19 @@ end
 local function free_lapsed()
   local due = redis.call("ZRANGE", LEASES, "-inf", now, "BYSCORE", "LIMIT", 0, BATCH)
   for _, lapsed in ipairs(due) do
-    local task = redis.call("HMGET", task_of(lapsed), "state", "key", "offer")
-    if task[1] == "dispatched" and not task[3] then
-      lapse(lapsed, task[2], "lapsed", tombstone_ms)
-      promote(task[2], now, dispatch_ms, grace_ms, granted)
-      if task[2] ~= key then forget_idle(task[2]) end
+    local found = redis.call("HMGET", task_of(lapsed), "state", "key", "offer")
+    if found[1] == "dispatched" and not found[3] then
+      lapse(lapsed, found[2], "lapsed", tombstone_ms)
+      promote(found[2], now, dispatch_ms, grace_ms, granted)
+      if found[2] ~= key then forget_idle(found[2]) end
     end
   end
 end
 
-local name = task_of(id)
-local task = redis.call("HMGET", name, "state", "attempt", "retries", "token", "nonce")
-local state, attempt = task[1], tonumber(task[2])
 if state and task[5] == nonce then
   if state == "waiting" then return answer("parked", attempt) end
-  return answer(queue == "" and "dispatched" or "offered", attempt)
+  local to_publish = queue == "" or state == "delayed"
+  return answer(to_publish and "dispatched" or "offered", attempt)
 end
 if state == "running"
   and (task[4] == token or tonumber(retries) > tonumber(task[3])) then
@@ -114,29 +119,40 @@ end
 local buried = tonumber(redis.call("GET", tombstone_of(id)) or 0)
 local had_copies = buried > 0 or state == "ended" or state == "lapsed"
 attempt = math.max(attempt or 0, buried < ANY_ATTEMPT and buried or 0) + 1
-local timed = accept_ms > 0 or finish_ms > 0 or expires_ms > 0
 
 local function record(new_state)
-  if state then discard(id) end
-  -- An earlier task of this id may have left its reports.
-  if not state then redis.call("DEL", log_of(id)) end
-  redis.call("DEL", tombstone_of(id))
-  redis.call("HSET", name, "key", key, "attempt", attempt, "retries", retries,
-    "nonce", nonce, "state", new_state, "reply", reply_to, "news", news)
-  if queue ~= "" then redis.call("HSET", name, "offer", queue, "rank", rank) end
-  if had_copies then redis.call("HSET", name, "copies", 1) end
+  if state then
+    discard(id)
+    redis.call("DEL", tombstone_of(id))
+  else
+    -- An earlier task of this id may have left its reports.
+    redis.call("DEL", tombstone_of(id), log_of(id))
+  end
+  local fields = { "key", key, "attempt", attempt, "retries", retries, "nonce", nonce,
+    "state", new_state, "reply", reply_to, "news", news }
+  local function put(field, value)
+    fields[#fields + 1] = field
+    fields[#fields + 1] = value
+  end
+  if queue ~= "" then
+    put("offer", queue)
+    put("rank", rank)
+  end
+  if had_copies then put("copies", 1) end
   local clock = now + delay_ms
-  if timed then redis.call("HSET", name, "clock", clock) end
-  if accept_ms > 0 then redis.call("HSET", name, "start_by", clock + accept_ms) end
-  if finish_ms > 0 then redis.call("HSET", name, "finish_by", clock + finish_ms) end
-  if expires_ms > 0 then redis.call("HSET", name, "expires_at", now + expires_ms) end
-  if max_lost > 0 then redis.call("HSET", name, "max_lost", max_lost) end
-  if keep then redis.call("HSET", name, "keep", 1) end
+  if timed then put("clock", clock) end
+  if accept_ms > 0 then put("start_by", clock + accept_ms) end
+  if finish_ms > 0 then put("finish_by", clock + finish_ms) end
+  if expires_ms > 0 then put("expires_at", now + expires_ms) end
+  if max_lost > 0 then put("max_lost", max_lost) end
+  if keep then put("keep", 1) end
   local kept = keep or new_state == "waiting"
   if kept or (keep_sent and new_state == "dispatched") then
-    redis.call("HSET", name, "envelope", envelope, "body", body)
+    put("envelope", envelope)
+    put("body", body)
   end
-  watch(id)
+  redis.call("HSET", name, unpack(fields))
+  if timed then watch(id) end
 end
 
 if delay_ms > 0 then
@@ -145,10 +161,15 @@ if delay_ms > 0 then
   return answer("dispatched", attempt)
 end
 redis.call("HSET", LIMITS, key, limit)
-promote(key, now, dispatch_ms, grace_ms, granted)
-if not has_room(key) then free_lapsed() end
-
-local full = not has_room(key) or redis.call("EXISTS", waiting_of(key)) == 1
+local waits = redis.call("EXISTS", waiting_of(key)) == 1
+if waits then promote(key, now, dispatch_ms, grace_ms, granted) end
+local full = not has_room(key)
+if full then
+  free_lapsed()
+  full = not has_room(key)
+end
+-- What waits goes first, also where a call grants no more than a batch of it.
+full = full or (waits and redis.call("EXISTS", waiting_of(key)) == 1)
 if full then
   local crowded = redis.call("ZCARD", waiting_of(key)) >= max_waiting
     or tonumber(redis.call("GET", WAITING_BYTES) or 0) + #envelope + #body > max_bytes
@@ -161,7 +182,7 @@ if full then
 end
 
 record(full and "waiting" or "dispatched")
-redis.call("HSET", LIMITS, key, limit)
+if state then redis.call("HSET", LIMITS, key, limit) end  -- discarded with the old one
 if full then
   park(id, key, rank, #envelope + #body, now)
   return answer("parked", attempt)
@@ -171,5 +192,5 @@ if queue ~= "" then
   return answer("offered", attempt)
 end
 hold(id, key, now, dispatch_ms)
-tell_available(id, key, news)
+tell_available(id, key, news, attempt)
 return answer("dispatched", attempt)

@@ -25,7 +25,7 @@ ASK_INTERVAL = 1.0
 class Watching:
     """What becomes of several tasks, seen from any process.
 
-    The thread that takes the news is the only one that changes :attr:`tasks`.
+    The thread that takes the news is the only one that changes `tasks`.
 
     Args:
         results: The tasks.

@@ -22,6 +22,7 @@ from celery.utils.log import get_logger
 
 from .. import outbox
 from ..conclusion import fail
+from ..ends import End
 from ..events import encode_answer, encode_end
 from ..exceptions import (
     AcceptTimeout,
@@ -41,9 +42,23 @@ from .arrival import DELIVERY, Arrival
 from .run import RETRY_INTERVAL, Run
 
 
-__all__ = ["Gate"]
+__all__ = ["Concluded", "Gate"]
 
 logger = get_logger(__name__)
+
+
+class Concluded(Ignore):
+    """A copy of a message is ignored, and its task was ended on the way.
+
+    Attributes:
+        kind: Type of the event that monitors get.
+        fields: Of the event.
+    """
+
+    def __init__(self, reason: str, kind: str, fields: dict[str, Any]) -> None:
+        super().__init__(reason, kind, fields)
+        self.kind = kind
+        self.fields = fields
 
 
 class Gate:
@@ -81,18 +96,18 @@ class Gate:
             return self._take_part(arrival, args, kwargs)
         run = self._run_of(arrival, args, kwargs)
         try:
-            status = self._decided(run, arrival, args, kwargs)
+            status, end = self._decided(run, arrival, args, kwargs)
         except StoreUnavailable as exc:
             return ignored(self._put_back(arrival, args, kwargs, exc))
         except Exception as exc:  # noqa: BLE001 - a bug, or a message made up
             run.abandon()
-            self._fail(run, arrival, args, kwargs, exc)
-            return ignored(f"task {uuid} could not be accepted: {exc!r}")
+            end = self._fail(run, arrival, args, kwargs, exc)
+            return ignored(f"task {uuid} could not be accepted: {exc!r}", end)
         if status != "started":
             logger.info(
                 "Task %s[%s] is not started now: %s", self.task.name, uuid, status
             )
-            return ignored(f"task {uuid} is not started by this message: {status}")
+            return ignored(f"task {uuid} is not started by this message: {status}", end)
         task_accepted.send(
             sender=self.task, task_id=run.task_id, key=run.key, attempt=run.attempt
         )
@@ -123,20 +138,24 @@ class Gate:
                 scripts.answer(broadcast_id, ends)
         return traced
 
-    def _decided(self, run: Run, arrival: Arrival, args: Any, kwargs: Any) -> str:
-        """Return the store's decision, whatever strikes meanwhile.
+    def _decided(
+        self, run: Run, arrival: Arrival, args: Any, kwargs: Any
+    ) -> tuple[str, End | None]:
+        """Return the store's decision, whatever strikes meanwhile, and the end by it.
 
         A soft time limit or SIGTERM may come after the store has started the
         run and before we know it: it is raised in place of the body.
         """
         interruption: BaseException | None = None
+        end: End | None = None
         while True:
             try:
                 status = self._admit(run, arrival, args, kwargs)
                 if status == "late":
-                    self._end_late(run, arrival, args, kwargs)
+                    end = self._end_late(run, arrival, args, kwargs)
                 elif status == "cancelled":
-                    self._fail(run, arrival, args, kwargs, TaskCancelled(run.task_id))
+                    error = TaskCancelled(run.task_id)
+                    end = self._fail(run, arrival, args, kwargs, error)
             except (SoftTimeLimitExceeded, SystemExit) as exc:
                 interruption = exc
             else:
@@ -144,14 +163,16 @@ class Gate:
         if status != "started" and isinstance(interruption, SystemExit):
             raise interruption
         run.refusal = run.refusal or interruption
-        return status
+        return status, end
 
-    def _end_late(self, run: Run, arrival: Arrival, args: Any, kwargs: Any) -> None:
+    def _end_late(
+        self, run: Run, arrival: Arrival, args: Any, kwargs: Any
+    ) -> End | None:
         """End a task that arrives after its deadline; mostly somebody has before."""
         decided = run.scripts.decide(run.task_id)
         outbox.publish(self.task.app, run.scripts, decided.granted)
         if decided.verdict:
-            return  # the store knows the task, and a sweep concludes it
+            return None  # the store knows the task, and a sweep concludes it
         times = arrival.deadlines
         error: BgTaskError = FinishTimeout(
             run.task_id, (times.finish_by - times.clock) / 1000
@@ -159,17 +180,20 @@ class Gate:
         if times.start_by:
             timeout = (times.start_by - times.clock) / 1000
             error = AcceptTimeout(run.task_id, timeout, "worker")
-        self._fail(run, arrival, args, kwargs, error)
+        return self._fail(run, arrival, args, kwargs, error)
 
     def _fail(
         self, run: Run, arrival: Arrival, args: Any, kwargs: Any, error: Exception
-    ) -> None:
+    ) -> End:
         """End a task of which the store knows nothing, and tell who follows it."""
         request = {**arrival.request, "args": args, "kwargs": kwargs}
         fail(self.task.app, request, error)
         event = encode_end(run.task_id, run.attempt, state=state_of(error), error=error)
         with contextlib.suppress(StoreUnavailable):
             run.scripts.announce(run.task_id, event, owed=run.owed, reply=run.reply)
+        end = End(self.task, request, error)
+        end.send_signal()
+        return end
 
     def _run_of(self, arrival: Arrival, args: Any, kwargs: Any) -> Run:
         key, limit, refusal = WHOLE_TASK, -1, None
@@ -273,10 +297,14 @@ def end_of(traced: Any) -> tuple[str, BaseException | None]:
     return traced.info.state, error if isinstance(error, BaseException) else None
 
 
-def ignored(reason: str) -> Any:
-    """Return what Celery's tracer returns of a task that raised ``Ignore``."""
+def ignored(reason: str, end: End | None = None) -> Any:
+    """Return what Celery's tracer returns of a task that raised ``Ignore``.
+
+    With the *end* that was stored of it, monitors are told by the main process.
+    """
+    why = Concluded(reason, *end.event()) if end else Ignore(reason)
     try:
-        raise Ignore(reason)  # noqa: TRY301 - the info is of what is being handled
+        raise why
     except Ignore as exc:
         info = ExceptionInfo(internal=True)
         return trace_ok_t(info, TraceInfo(states.IGNORED, exc), 0.0, None)

@@ -189,10 +189,10 @@ class LifeScripts(ScopedScripts):
         was, worker, *granted = self._run("cancel", *args)
         return Cancelled(was.decode(), worker.decode(), granted_of(granted))
 
-    def conclude(self, task_id: str, attempt: int, event: str, *, owed: bool) -> None:
-        """Note that all that a verdict entails has been done."""
+    def conclude(self, task_id: str, attempt: int, event: str, *, owed: bool) -> bool:
+        """Note that all that a verdict entails has been done; tell if nobody had."""
         args = (task_id, attempt, self._tombstone, event, *self._log, int(owed))
-        self._run("conclude", *args)
+        return bool(self._run("conclude", *args))
 
     def again(self, task_id: str, attempt: int, *, limit: int) -> list[Granted]:
         """Run a task again whose body has ended and whose result was not stored."""

@@ -17,7 +17,6 @@ from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.platforms import signals
-from celery.signals import task_revoked
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
@@ -28,6 +27,7 @@ from ..exceptions import StoreUnavailable
 from ..extension import extension_of
 from ..message import HEADER
 from ..options import options_of
+from ..running.acceptance import Concluded
 from ..running.arrival import DELIVERY
 from ..states import DECIDED
 from .agent import Agent, agent_of
@@ -101,9 +101,9 @@ class BgRequest(Request):
         except NotImplementedError:
             return False
         # Our verdict is concluded from the store: Celery must not do it again.
+        # Who concludes it tells monitors, too.
         self._already_revoked = True
         self.acknowledge()
-        self._tell_revoked(terminated=True, signum=signal, expired=False)
         self._report()
         return True
 
@@ -139,14 +139,7 @@ class BgRequest(Request):
         self._already_revoked = True
         task_ready(self)
         self.acknowledge()
-        self._tell_revoked(terminated=False, signum=None, expired=True)
         return True
-
-    def _tell_revoked(self, **how: Any) -> None:
-        """Tell monitors and receivers, as Celery does of what it revokes."""
-        self.send_event("task-revoked", **how)
-        request = self._context  # type: ignore[attr-defined]  # 5.5 to 5.7
-        task_revoked.send(self.task, request=request, **how)
 
     def reject(self, requeue: bool = False) -> None:
         """Note whether the broker delivers the message again."""
@@ -185,8 +178,10 @@ class BgRequest(Request):
             task_ready(self)  # its verdict is concluded from the store
         else:
             super().on_failure(exc_info, send_failed_event, return_ok)
+        cause = cause_of(exc_info)
+        if isinstance(cause, Concluded):
+            self.send_event(cause.kind, **cause.fields)
         if not return_ok:
-            cause = cause_of(exc_info)
             dies = isinstance(cause, PROCESS_ENDS)
             self._report(process_ends=dies, end=(states.FAILURE, cause))
 

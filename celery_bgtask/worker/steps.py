@@ -64,6 +64,7 @@ class IntakeStep(bootsteps.StartStopStep):
         agent = agent_of(parent.app)
         if agent is not None:
             agent.intake.open(parent)
+            agent.monitors.open(parent)
 
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
         """Have the loop wake for what comes."""
@@ -75,6 +76,7 @@ class IntakeStep(bootsteps.StartStopStep):
         """Take nothing more; a lost connection to the broker stops this, too."""
         agent = agent_of(parent.app)
         if agent is not None:
+            agent.monitors.shut()
             agent.intake.shut()
 
 

@@ -6,11 +6,14 @@ time. A sweep that finds nothing is one short call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from celery import Celery
 from celery.utils.log import get_logger
 
 from .. import outbox
 from ..conclusion import Outcome, conclude, task_of
+from ..ends import End
 from ..exceptions import StoreUnavailable
 from ..options import options_of
 from ..scripts import Scripts
@@ -21,14 +24,25 @@ __all__ = ["sweep"]
 
 logger = get_logger(__name__)
 
+#: What is called with each end by a verdict that was concluded here, once.
+Tell = Callable[[End], None]
 
-def sweep(app: Celery, scripts: Scripts, worker: str, *, follow: bool = True) -> Swept:
+
+def sweep(
+    app: Celery,
+    scripts: Scripts,
+    worker: str,
+    *,
+    tell: Tell | None = None,
+    follow: bool = True,
+) -> Swept:
     """Sweep one scope: publish what was left, conclude what is owed.
 
     Args:
         app: The app of the scope's tasks.
         scripts: Of the scope.
         worker: Who sweeps.
+        tell: Is called with each end that was concluded, for monitors.
         follow: Whether to start what follows from a concluded task, too: only
             in a worker; else that stays owed to one.
 
@@ -49,7 +63,7 @@ def sweep(app: Celery, scripts: Scripts, worker: str, *, follow: bool = True) ->
         outbox.publish(app, scripts, swept.granted)
     for owed in swept.owed:
         try:
-            finish(app, scripts, owed, follow=follow)
+            finish(app, scripts, owed, tell=tell, follow=follow)
         except StoreUnavailable:
             raise
         except Exception:
@@ -59,15 +73,19 @@ def sweep(app: Celery, scripts: Scripts, worker: str, *, follow: bool = True) ->
     return swept
 
 
-def finish(app: Celery, scripts: Scripts, owed: Owed, *, follow: bool) -> None:
+def finish(
+    app: Celery, scripts: Scripts, owed: Owed, *, tell: Tell | None, follow: bool
+) -> None:
     """Conclude one task and note that it is done.
 
     Raises:
         StoreUnavailable: If the store does not answer.
     """
-    outcome, event, kept = conclude(app, owed, scripts.scope, follow=follow)
+    outcome, event, kept, end = conclude(app, owed, scripts.scope, follow=follow)
     if outcome is Outcome.DONE:
-        scripts.conclude(owed.task_id, owed.attempt, event, owed=not kept)
+        first = scripts.conclude(owed.task_id, owed.attempt, event, owed=not kept)
+        if first and end is not None and tell is not None:
+            tell(end)
     elif outcome is Outcome.OWED:
         scripts.announce(owed.task_id, event, owed=not kept)
     else:

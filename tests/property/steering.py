@@ -7,15 +7,8 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from celery_bgtask.control.damage import damage_of, key_damage_of
 from celery_bgtask.keys import quote, unquote
-from tests.property.machine import (
-    KEYS,
-    STEP,
-    WORKERS,
-    ScriptsMachine,
-    ids,
-    keys,
-    picks,
-)
+from tests.property.machine import ScriptsMachine
+from tests.property.vocabulary import KEYS, STEP, WORKERS, ids, keys, picks
 
 
 #: Seconds, off the steps of time.
@@ -180,6 +173,12 @@ class SteeredMachine(ScriptsMachine):
             return
         assert was == state, f"[free] {was}, and it is {state}"
         after = self.look(moved=[task_id])
+        offered = "offer" in before.tasks[task_id]
+        offered = offered and "drained" not in before.tasks[task_id]
+        if state == "dispatched" and offered:
+            place = after.state(task_id)
+            assert place in {"waiting", "dispatched"}, f"[free] the offer is {place}"
+            return
         assert task_id not in after.slots.get(name, {}), "[free] it has its slot yet"
         if state == "running":
             assert after.verdict(task_id) == "cancelled released", "[free] not ended"
@@ -213,7 +212,7 @@ class SteeredMachine(ScriptsMachine):
         if was == "lapsed":
             assert after.state(task_id) == ("dispatched" if given else "waiting")
         else:
-            assert given, "[again] it was not published"
+            assert given or "offer" in record, "[again] it was not published"
         self.promise(task_id, int(record["attempt"]))
 
     @precondition(lambda self: self.scope.tasks)

@@ -30,6 +30,7 @@ DUMP = make_script(
       if kind == "zset" then content = redis.call("ZRANGE", name, 0, -1, "WITHSCORES")
       elseif kind == "hash" then content = redis.call("HGETALL", name)
       elseif kind == "list" then content = redis.call("LRANGE", name, 0, -1)
+      elseif kind == "set" then content = redis.call("SMEMBERS", name)
       else content = redis.call("GET", name) end
       found[#found + 1] = { name, redis.call("PTTL", name), content }
     end
@@ -42,7 +43,11 @@ PASS_TIME = make_script(
     """
     local ms = tonumber(ARGV[1])
     local indexes = redis.call("KEYS", KEYS[1] .. ":strikes:*")
-    for _, index in ipairs({ "leases", "outbox", "deadlines", "owed", "blocked" }) do
+    for _, name in ipairs(redis.call("KEYS", KEYS[1] .. ":takers:*")) do
+      indexes[#indexes + 1] = name
+    end
+    for _, index in ipairs({ "leases", "outbox", "deadlines", "owed", "blocked",
+      "workers" }) do
       indexes[#indexes + 1] = KEYS[1] .. ":" .. index
     end
     for _, index in ipairs(indexes) do
@@ -87,6 +92,8 @@ class Letter:
     max_lost: int = 0
     copy: bool = False
     deadlines: Deadlines = NO_DEADLINES
+    queue: str = ""  # to whose workers it is offered
+    claimed: bool = False  # it has come so, and not from the broker
 
     @property
     def message(self) -> Message:
@@ -99,6 +106,7 @@ class Letter:
             "late": self.late,
             "keep": self.keep,
             "max_lost": self.max_lost,
+            "queue": self.queue,
         }
         return Message(self.serial.encode(), json.dumps(facts).encode())
 
@@ -182,6 +190,9 @@ BY_NAME: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "tombstone": ("tombstones", int),
     "strikes": ("strikes", numbers_of),
     "block-log": ("logs", lambda content: [entry.decode() for entry in content]),
+    "offers": ("offers", lambda content: list(numbers_of(content).items())),
+    "ignored": ("ignored", lambda content: {worker.decode() for worker in content}),
+    "takers": ("takers", numbers_of),
 }
 
 
@@ -205,6 +216,10 @@ class Scope:
     blocks: dict[str, str] = field(default_factory=dict)
     strikes: dict[str, dict[str, int]] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
+    offers: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    ignored: dict[str, set[str]] = field(default_factory=dict)
+    takers: dict[str, dict[str, int]] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
     waiting_bytes: int = 0
     others: set[str] = field(default_factory=set)
     immortal: set[str] = field(default_factory=set)
@@ -227,6 +242,8 @@ class Scope:
         elif part in BY_NAME:
             field_name, read = BY_NAME[part]
             getattr(self, field_name)[rest] = read(content)
+        elif part == "workers":
+            self.nodes = numbers_of(content)
         elif part == "blocks":
             self.blocks = pairs_of(content)
         elif part == "waiting-bytes":
@@ -249,6 +266,12 @@ class Scope:
     def queue(self, key: str) -> list[str]:
         """Who waits for *key*, in order."""
         return [task_id for task_id, _ in self.waiting.get(key, ())]
+
+    def on_offer(self) -> list[str]:
+        """What any worker may claim, in order of the queues."""
+        return [
+            task_id for _, part in sorted(self.offers.items()) for task_id, _ in part
+        ]
 
     def room(self, key: str) -> float:
         """Slots of *key* that are free, as the store has its limit."""

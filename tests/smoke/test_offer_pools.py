@@ -182,14 +182,9 @@ def test_offers_and_messages_of_a_key_share_one_limit(
     assert len(smoke.ledger.runs(key=key)) == 20
 
 
-def test_a_warm_shutdown_ends_what_runs(
-    smoke: SmokeSetup, job: Any, key: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_warm_shutdown_ends_what_runs(smoke: SmokeSetup, job: Any, key: str) -> None:
     """Nothing is lost, nothing runs twice."""
     spec = smoke.workers[0].container.spec
-    if spec.pool == "gevent":
-        why = "a known defect: a worker of greenlets takes one more offer as it leaves"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
     worker = smoke.start_worker(
         "leaver",
         pool=spec.pool,
