@@ -271,7 +271,8 @@ class Run:
             self.scripts.unclaim(self.task_id, self.token)
 
     def _settle(self) -> None:
-        # Celery stores nothing of what was ignored or rejected.
+        # Celery stores nothing of what was ignored or rejected: nothing but what is
+        # remembered here tells a copy that the task has ended.
         owed = self.owed or self.end[0] not in states.READY_STATES
         if self.forgotten:
             self.scripts.announce(
@@ -283,7 +284,7 @@ class Run:
             token=self.token,
             worker=self.worker,
             attempt=self.attempt,
-            remember=self.remember,
+            remember=self.remember and owed,
             event=self._last_event(),
             owed=owed,
         )
