@@ -268,7 +268,8 @@ class Run:
     def _offer_next(self) -> None:
         """Offer the next attempt of an offered task, now that this one has said so."""
         if options_of(self.task).offered:
-            self.scripts.unclaim(self.task_id, self.token)
+            granted = self.scripts.unclaim(self.task_id, self.token)
+            outbox.publish(self.task.app, self.scripts, granted)
 
     def _settle(self) -> None:
         # Celery stores nothing of what was ignored or rejected: nothing but what is

@@ -37,7 +37,7 @@ KINDS = ("line", "two", "four", "offered")
 EVERY, LONG = 7, 4.0
 
 #: The numbers of those, of each part, beside which one of a fresh key is called.
-FRESH = frozenset({1, 3, 5})
+FRESH = frozenset({1, 3})
 
 #: Seconds in which a healthy system is done with all that was submitted.
 PATIENCE = 60.0
@@ -98,7 +98,7 @@ class Failover:
             long = number % EVERY == 0
             self._call(f"{when}.{number}", kind, "k", LONG if long else 0.3)
             if when != "before" and number in FRESH:
-                self._call(f"{when}.fresh{number}", "line", f"fresh{number}", LONG)
+                self._call(f"{when}.fresh{number}", "line", f"fresh{number}", 3 * LONG)
             self._supervise()
             time.sleep(0.2)
 
