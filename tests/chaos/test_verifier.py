@@ -163,6 +163,16 @@ def test_a_second_run_without_a_cause_is_found() -> None:
     assert not Written(*runs, faults=(killed,)).broken
 
 
+def test_a_retry_that_could_not_be_published_runs_again() -> None:
+    """If the store was away when its body ended; one that was done does not."""
+    away = Fault("kill_store", "", 0.5, 2.0)
+    runs = (ran("a", 0, 1), ran("a", 9, 10))
+
+    assert Written(*runs, faults=(away,)).broken == {"duplicate"}
+    runs[0].marks.clear()
+    assert not Written(*runs, faults=(away,)).broken
+
+
 def test_a_task_beside_itself_is_found() -> None:
     """Though the key has room."""
     runs = (ran("a", 0, 3), ran("a", 1, 2, worker="w2-right@x"))

@@ -161,7 +161,18 @@ def duplicates(seen: Evidence) -> Iterator[tuple[str, int, str]]:
             cause = cause or seen.has_lost(
                 before.worker, before.started, run.started, 0.0
             )
+            if not cause and could_not_come_again(seen, before):
+                cause = "its retry could not be published"
             yield task_id, attempt, cause
+
+
+def could_not_come_again(seen: Evidence, run: Run) -> bool:
+    """Tell whether a body ended with a retry or an error while the store was away.
+
+    Its end could be stored nowhere: it runs again, if it may.
+    """
+    end = run.ended or run.seen
+    return "done" not in run.marks and seen.was_unheard(run.worker, end, end)
 
 
 def disorder(seen: Evidence) -> Iterator[Violation]:
