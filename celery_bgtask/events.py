@@ -150,6 +150,20 @@ class Announcement:
         )
 
 
+#: What is in an event, by name.
+FACTS: dict[str, tuple[Any, ...]] = {
+    "id": (str,),
+    "attempt": (int,),
+    "worker": (str,),
+    "state": (str,),
+    "error": (str,),
+    "text": (str,),
+    "current": (float, int, type(None)),
+    "total": (float, int, type(None)),
+    "description": (str,),
+    "data": (dict,),
+}
+
 Event = Progress | Ended
 
 #: What a follower may be told.
@@ -254,9 +268,15 @@ def decode_announcement(raw: bytes) -> Announcement:
 
 
 def decode(raw: bytes) -> Told:
-    """Return the event of a message or a line of the log."""
+    """Return the event of a message or a line of the log.
+
+    Raises:
+        ValueError: If it is none: whoever reaches the server can write anything.
+    """
     seq, ms, text = raw.split(b" ", 2)
     facts = json.loads(text)
+    if not is_event(facts):
+        raise ValueError(f"no event: {facts!r:.100}")
     if "worker" in facts:
         return Answer(facts["id"], 0, int(seq), facts["worker"], facts["state"])
     task_id, attempt = facts["id"], facts["attempt"]
@@ -280,4 +300,25 @@ def decode(raw: bytes) -> Told:
         facts["description"],
         facts["data"],
         timestamp,
+    )
+
+
+def is_event(facts: Any) -> bool:
+    """Tell whether *facts* has all that an event needs, as it should be."""
+    if not isinstance(facts, dict):
+        return False
+    needed: tuple[str, ...] = (
+        "id",
+        "attempt",
+        "current",
+        "total",
+        "description",
+        "data",
+    )
+    if "worker" in facts:
+        needed = ("id", "worker", "state")
+    elif "state" in facts:
+        needed = ("id", "attempt", "state")
+    return all(name in facts for name in needed) and all(
+        isinstance(facts[name], FACTS[name]) for name in facts.keys() & FACTS.keys()
     )
