@@ -73,6 +73,17 @@ matrix: ## Run all tests with each Celery, Python, broker and server (NOX_ARGS=-
 	$(venv) $(VENV) matrix
 	@$(BIN)/nox $(or $(NOX_ARGS),--session tests) -- $(PYTEST_ARGS) $(TESTS)
 
+.PHONY: bench bench-short bench-peers
+bench: ## Measure all beside plain Celery, 8 minutes (BENCH_ARGS="--json FILE").
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+bench-short: ## The same in a minute or two, less exactly.
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m benchmarks --short $(BENCH_ARGS)
+bench-peers: ## Give other packages the same burst on one key, and count.
+	$(venv) $(VENV)-bench bench
+	@$(VENV)-bench/bin/python -m benchmarks.peers $(BENCH_ARGS)
+
 .PHONY: bench-progress
 bench-progress: ## Measure how long a report takes to its callback (BENCH_ARGS=...).
 	$(venv) $(VENV) demo
