@@ -52,7 +52,7 @@ DEFECTS = (
     ),
     Defect(
         "a payload may have any size",
-        "admission.py",
+        "packing.py",
         "    if len(raw) > max_size:",
         "    if len(raw) < 0:",
         SUBMISSION + "test_the_payload_is_measured_as_serialized",
@@ -207,7 +207,7 @@ DEFECTS = (
         "worker/agent.py",
         "return not self._endings and not active_tasks(self._extension.app)",
         "return True",
-        AGENT + "test_a_worker_that_stops_waits_for_its_runs_and_keeps_their_leases",
+        "tests/smoke/test_death.py::test_a_warm_shutdown_keeps_the_leases_to_the_end",
     ),
     Defect(
         "a killed body gives its slot on while it cleans up",
@@ -244,7 +244,7 @@ DEFECTS = (
         "results/follower.py",
         "        if number > self._seen or self._over:",
         "        if number or self._over:",
-        "tests/property/test_reports.py",
+        LISTENER + "test_a_lost_connection_loses_nothing",
     ),
     Defect(
         "a callback that exits ends the listener",
@@ -316,8 +316,8 @@ DEFECTS = (
     Defect(
         "IGNORE is not heard",
         "worker/availability.py",
-        "wants = all(answer is not IGNORE for _, answer in answers)",
-        "wants = True",
+        "return all(answer is not IGNORE for _, answer in answers)",
+        "return True",
         OFFERS + "test_a_worker_that_ignores_an_offer_never_runs_it",
     ),
     Defect(
