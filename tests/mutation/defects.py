@@ -219,9 +219,17 @@ DEFECTS = (
     Defect(
         "a killed process keeps its slot",
         "worker/endings.py",
-        '            granted = scripts.release(task_id, token="", **run).granted\n',
-        "",
+        '            released = scripts.release(task_id, token="", **run)\n',
+        '            released = scripts.release(task_id, token="-", **run)\n',
         KILLS + "test_a_killed_pool_process_frees_the_slot",
+    ),
+    Defect(
+        "who dies before the start keeps the slot",
+        "worker/endings.py",
+        "            if released.status == STALE:",
+        "            if released.status == 0:",
+        "tests/smoke/test_windows.py::"
+        "test_a_process_that_dies_around_its_body_gives_the_slot_on",
     ),
     Defect(
         "errbacks of a verdict are not called",
