@@ -116,6 +116,10 @@ class Answer:
     state: str
 
 
+#: What is told of an available task, as it is made at its submission.
+NEWS = {"task": str, "queue": str, "metadata": dict, "offered": bool}
+
+
 @dataclass(frozen=True, slots=True)
 class Announcement:
     """A task has become available to workers.
@@ -140,8 +144,16 @@ class Announcement:
 
     @classmethod
     def of(cls, task_id: bytes, key: bytes, which: bytes, news: bytes) -> Announcement:
-        """Return the announcement of these parts."""
+        """Return the announcement of these parts.
+
+        Raises:
+            ValueError: If it is none.
+        """
         facts = json.loads(news)
+        if not isinstance(facts, dict) or not all(
+            isinstance(facts.get(name), kind) for name, kind in NEWS.items()
+        ):
+            raise ValueError(f"no announcement: {facts!r:.100}")
         return cls(
             task_id.decode(),
             key.decode(),

@@ -13,6 +13,7 @@ from kombu.utils import json
 
 from celery_bgtask import BgTask, BgTaskError, MissingTaskKey
 from celery_bgtask.events import (
+    Announcement,
     Answer,
     Ended,
     Progress,
@@ -172,3 +173,17 @@ def test_any_verdict_is_an_error(verdict: str) -> None:
     assert isinstance(error, BgTaskError)
     assert state_of(error) in {"REVOKED", "FAILURE"}
     str(error)
+
+
+@few
+@given(
+    st.binary(max_size=30)
+    | (anything | some_of("task", "queue", "metadata", "offered")).map(
+        lambda facts: json.dumps(facts).encode("utf-8", "surrogatepass")
+    )
+)
+def test_a_stored_announcement_is_one_or_a_value_error(news: bytes) -> None:
+    """And hides no other offer."""
+    with contextlib.suppress(ValueError):
+        announcement = Announcement.of(b"t", b"k", b"1", news)
+        hash((announcement.task, announcement.queue))
