@@ -29,7 +29,7 @@ from ..events import REPLACED, encode_end
 from ..exceptions import FinishTimeout, LeaseLost, StoreUnavailable
 from ..scripts import Scripts
 from ..scripts.replies import NO_DEADLINES, Deadlines, Granted, Released
-from ..verdicts import error_of
+from ..verdicts import as_stored, error_of
 from .progress import Reporter
 
 
@@ -132,7 +132,7 @@ class Run:
         try:
             yield
         except BaseException as exc:
-            self.end = states.FAILURE, exc
+            self.end = states.FAILURE, as_stored(exc)
             raise
         finally:
             _current.reset(reset)
