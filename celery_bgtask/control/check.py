@@ -237,7 +237,7 @@ def lost_messages(
 
 def should_have_arrived(row: AuditRow) -> bool:
     """Tell whether the message of a task is old enough to be looked for."""
-    if row.outbox is not None:
+    if row.outbox is not None or row.offer:
         return False
     settled = row.slot is not None and row.now - row.slot > 1000 * SETTLED
     return row.state == LAPSED or (row.state == DISPATCHED and settled)

@@ -124,14 +124,20 @@ class Control:
         """Count a strike against *key*; tell whether it is blocked now.
 
         More than ``block_threshold`` of them within ``block_interval`` seconds
-        block it for ``block_for`` seconds.
+        block it for ``block_for`` seconds. *reason* is told to who is refused.
         """
         return blocking.report(self._task, self._key(key), reason)
 
     def cancel(
         self, task_id: str, reason: str | None = None, terminate: bool = False
     ) -> Cancellation:
-        """End a call, by its id; see :meth:`.BgResult.cancel`."""
+        """End the call *task_id*; see :meth:`.BgResult.cancel`.
+
+        Args:
+            task_id: The call.
+            reason: Why, for who waits for the result.
+            terminate: Whether a body that runs is stopped as well.
+        """
         result = cast("BgResult", self._task.AsyncResult(task_id))
         return result.cancel(reason, terminate)
 
@@ -144,7 +150,7 @@ class Control:
         return self._remedies.release(self._key(key), task_id)
 
     def redispatch(self, task_id: str) -> bool:
-        """Publish a task again that is with the broker; it starts once all the same.
+        """Publish *task_id* again that is with the broker; it starts once all the same.
 
         Returns:
             Whether it was; a task that waits, runs or has ended needs it not.
@@ -166,7 +172,7 @@ class Control:
         return self._remedies.drain()
 
     def explain(self, task_id: str) -> Explanation:
-        """Say why a task is not running, or that it is."""
+        """Say why the task *task_id* is not running, or that it is."""
         return explain(self._task, task_id)
 
     def check(self) -> list[Finding]:

@@ -32,6 +32,8 @@ REASONS = {
     "publishing": "it has a slot, and its message is about to be published",
     "with-broker": "it has a slot, its message is with the broker, no worker has "
     "started it",
+    "offered": "it has a slot and is on offer, no worker has claimed it",
+    "claimed": "a worker has claimed it and is about to start it",
     "delayed": "its message is with the broker, its ETA or countdown has not passed "
     "or no worker has met it since",
     "lapsed": "no worker has started it for so long that it has lost its slot",
@@ -103,7 +105,9 @@ def explain(task: Task[Any, Any], task_id: str) -> Explanation:
         finish_by=seconds(found.finish_by),
         expires_at=seconds(found.expires_at),
         dispatch_lease_until=(
-            seconds(found.lease) if found.state == DISPATCHED else None
+            seconds(found.lease)
+            if found.state == DISPATCHED and found.offer is None
+            else None
         ),
     )
 
@@ -145,7 +149,9 @@ def reason_of(found: Situation, key: KeyRow) -> str:
     away = {DISPATCHED: "with-broker", LAPSED: "lapsed", DELAYED: "delayed"}
     if found.state in away and found.outbox is not None:
         return "publishing"
-    if key.slots == 0 and found.state != DELAYED:
+    if found.offer is not None:
+        away[DISPATCHED] = "claimed" if found.offer.claimer else "offered"
+    if key.slots == 0 and found.state != DELAYED and "claimed" not in away.values():
         return reason_of_closed(key)
     return away.get(found.state) or reason_of_waiting(found, key)
 

@@ -17,6 +17,7 @@ __all__ = [
     "BlockRow",
     "HolderRow",
     "KeyRow",
+    "OfferRow",
     "Situation",
     "audit_of",
     "holders_of",
@@ -98,6 +99,18 @@ class KeyRow(NamedTuple):
         return math.inf if limit is not None and limit < 0 else limit or 0
 
 
+class OfferRow(NamedTuple):
+    """An offer: of how many live workers to how many it means nothing.
+
+    *claimer* is the worker that is about to start it, "" for none.
+    """
+
+    queue: str
+    told: int
+    ignored: int
+    claimer: str
+
+
 class HolderRow(NamedTuple):
     """A task that holds a slot; *lease* is ``None`` if it has none."""
 
@@ -127,6 +140,7 @@ class Situation(NamedTuple):
     place: int | None = None
     key: KeyRow | None = None
     holders: tuple[HolderRow, ...] = ()
+    offer: OfferRow | None = None
 
 
 class AuditRow(NamedTuple):
@@ -157,6 +171,7 @@ class AuditRow(NamedTuple):
     owed: int | None
     run: str
     envelope: bytes
+    offer: str = ""
 
 
 def situation_of(reply: Sequence[Any]) -> Situation:
@@ -167,21 +182,33 @@ def situation_of(reply: Sequence[Any]) -> Situation:
     values += [number_of(attempt) or 0, text_of(worker), text_of(verdict)]
     values += map(number_of, times)
     if rest:
-        lease, outbox, place, key, flat = rest
+        lease, outbox, place, key, flat, offer = rest
         values += [number_of(lease), number_of(outbox), place, KeyRow.of(now, key)]
         values.append(tuple(holders_of(flat)))
+        values.append(offer_of(offer) if offer else None)
     return Situation(*values)
+
+
+def offer_of(row: Sequence[Any]) -> OfferRow:
+    """Return the offer of a row; without a claimer that is missing."""
+    queue, told, ignored, *claimer = row
+    return OfferRow(
+        unquote(text_of(queue)),
+        told,
+        ignored,
+        unquote(text_of(claimer[0])) if claimer else "",
+    )
 
 
 def audit_of(now: int, row: Sequence[Any]) -> AuditRow:
     """Return the task of a row."""
     task_id, found, state, key, attempt, worker, token, verdict, *rest = row
-    *numbers, run, envelope = rest
+    *numbers, run, envelope, offer = rest
     values: list[Any] = [now, *map(text_of, (task_id, found, state))]
     values += [None if key is None else text_of(key), number_of(attempt) or 0]
     values += map(text_of, (worker, token, verdict))
     values += map(number_of, numbers)
-    values += [text_of(run), envelope or b""]
+    values += [text_of(run), envelope or b"", text_of(offer)]
     return AuditRow(*values)
 
 

@@ -402,6 +402,34 @@ def test_a_server_that_drops_keys(task: Any, store: Store, redis: Redis) -> None
     assert task.control.check() == []
 
 
+def test_an_offer_is_no_lost_message(
+    declare: Any, app: Celery, redis: Redis, store: Store
+) -> None:
+    """However long nobody takes it, whoever has claimed it: no queue has it."""
+    task = declare("offered", delivery="offer", max_per_key=None)
+    offers = Store(app, task, redis)
+    results = [task.delay("k") for _ in range(2)]
+    offers.scripts.claim(results[0].id, "w")
+    for result in results:
+        redis.zincrby(offers("slots:k"), -20_000, result.id)
+
+    assert task.control.check() == []
+
+
+def test_an_offer_to_nobody(
+    declare: Any, app: Celery, redis: Redis, store: Store
+) -> None:
+    """It is in no queue's offers, and no worker has claimed it."""
+    task = declare("offered", delivery="offer", max_per_key=None)
+    offers = Store(app, task, redis)
+    result = task.delay("k")
+    redis.delete(offers(f"offers:{app.conf.task_default_queue}"))
+
+    mended(task, ("not-on-offer", result.id))
+
+    assert offers.scripts.claim(result.id, "w") is not None
+
+
 def test_every_problem_has_a_test() -> None:
     """The set of problems is closed."""
     text = Path(__file__).read_text(encoding="utf-8")

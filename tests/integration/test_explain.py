@@ -243,6 +243,57 @@ def test_an_id_that_nobody_knows(task: Any, app: Celery) -> None:
     assert (found.key, found.state, found.holders) == (None, "", ())
 
 
+@pytest.fixture
+def offered(app: Celery, declare: Callable[..., Any]) -> Any:
+    """A task that is offered to the workers of a queue."""
+    app.conf.task_default_queue = "somewhere"
+    return declare("offered", delivery="offer", when_full="wait")
+
+
+def test_an_offer(app: Celery, offered: Any) -> None:
+    """How many workers were told, how many do not want it, and until when."""
+    scripts = extension_of(app).scripts(offered.bgtask.scope)
+    result = offered.delay("k")
+    explained(offered, result, "offered", "no worker takes offers from queue 'some")
+
+    for name in ("a", "b", "c"):
+        queues = ["elsewhere" if name == "c" else "somewhere"]
+        scripts.enlist(f"{name}@host", 60, taker=name, queues=queues)
+    scripts.ignore(result.id, "b")
+
+    found = explained(
+        offered, result, "offered",
+        "2 workers were told, 1 ignored it; nobody has claimed it. It ends in",
+    )  # fmt: skip
+    assert (found.state, found.dispatch_lease_until) == ("dispatched", None)
+
+
+def test_an_offer_that_is_claimed(app: Celery, offered: Any) -> None:
+    """By whom; it is on offer again unless that one starts it."""
+    scripts = extension_of(app).scripts(offered.bgtask.scope)
+    result = offered.delay("k")
+    scripts.claim(result.id, "w%40host/1")
+
+    explained(offered, result, "claimed", "Worker w@host/1 has claimed it")
+
+
+def test_an_offer_of_a_paused_task(offered: Any) -> None:
+    """Nobody may claim it."""
+    result = offered.delay("k")
+    offered.control.pause()
+
+    explained(offered, result, "paused", "It is on offer, and no worker may claim it")
+
+
+def test_an_offer_that_was_drained(offered: Any) -> None:
+    """It went to the broker, for workers that know nothing of offers."""
+    offered.delay("k")
+    waits = offered.delay("k")
+    offered.control.drain()
+
+    explained(offered, waits, "with-broker", "its message is with the broker")
+
+
 def test_every_reason_has_a_test() -> None:
     """The set of reasons is closed."""
     text = Path(__file__).read_text(encoding="utf-8")

