@@ -13,7 +13,7 @@ Returns  {now, tombstone, record, lease, outbox, place, key, holders, offer}: th
          published by somebody else; its place among those that wait, from 0; the key
          as in stats.lua; {id, state, worker, since, lease}, flat, of each holder;
          {queue, told, ignored, claimer} of an offer: live workers that take offers of
-         the queue, and those among them that do not want it. Nil where there is nothing.
+         the queue, and those among them that do not want it. Nil: there is nothing.
 ]]
 -- include: describe, dispatch
 
