@@ -55,6 +55,11 @@ test-celery-integration: ## Run Celery's own tests with every task limited (CELE
 	$(venv) $(VENV) test
 	@$(BIN)/python -m tests.celery_integration $(CELERY) --limit=$(or $(LIMIT),0) $(PYTEST_ARGS)
 
+.PHONY: mutants
+mutants: ## Break the package in a hundred ways: a test must fail each time (MUTANTS=...).
+	$(venv) $(VENV) test
+	@$(BIN)/python -m tests.mutation "$(MUTANTS)"
+
 test-celery-%: ## Run all tests with one release of Celery.
 	$(venv) $(VENV)-celery-$* test "celery==$*.*"
 	@$(VENV)-celery-$*/bin/python $(PYTEST)

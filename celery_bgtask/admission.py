@@ -68,6 +68,7 @@ class Submission(Quiet):
         accept_timeout: Seconds in which a worker must start it.
         finish_timeout: Seconds in which it must have ended.
         deadlines: What has become of these.
+        due_in: Seconds until the first time at which it may have to end; 0: never.
         metadata: What workers are told of it, and the body may read.
         is_own: Whether the store took it from this call, and not from another.
         request: The message as a request, once it is known.
@@ -85,6 +86,7 @@ class Submission(Quiet):
     finish_timeout: float | None = None
     request: dict[str, Any] | None = None
     deadlines: Deadlines = NO_DEADLINES
+    due_in: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     is_own: bool = False
     sent: bool = False
@@ -183,6 +185,7 @@ class Submission(Quiet):
         answer = self._ask(scripts, key, terms, message, ready=ready, news=news)
         self.deadlines = answer.deadlines
         self.is_own = answer.status in {"dispatched", "offered", "parked"}
+        self.due_in = min((time for time in terms[:3] if time), default=0.0)
         outbox.publish(self.task.app, scripts, answer.granted, by=self.producer)
         if answer.block:
             raise KeyBlocked(key or self.task.name, *answer.block)

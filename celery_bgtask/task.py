@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, ClassVar
 
 from celery import Celery, Task, states
@@ -206,12 +207,18 @@ class BgTask(TaskBody):
         if isinstance(result, BgResult):
             result.deadlines = submission.deadlines
             if submission.is_own:
+                result.first_due = time.monotonic() + submission.due_in
                 result.reply = self._reply_channel(result.id)
                 self._send_signals_of(result)
         return result
 
     def apply(self, *args: Any, **kwargs: Any) -> BgEagerResult:
-        """Run a call in line: it takes no slot, and its reports come at once."""
+        """Run a call in line: it takes no slot, and its reports come at once.
+
+        Args:
+            *args: As Celery's ``apply``.
+            **kwargs: As Celery's ``apply``.
+        """
         with reports_in_line() as events:
             done = super().apply(*args, **kwargs)
         result = BgEagerResult(
@@ -288,7 +295,12 @@ class BgTask(TaskBody):
     def AsyncResult(  # noqa: N802 - as Celery calls it
         self, task_id: str, **kwargs: Any
     ) -> BgResult:
-        """Return the result of a call, by its id."""
+        """Return the result of a call, in any process.
+
+        Args:
+            task_id: The call.
+            **kwargs: As of a :class:`.BgResult`.
+        """
         result = BgResult(
             task_id, **{"backend": self.backend, "app": self.app, **kwargs}
         )
