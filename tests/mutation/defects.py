@@ -52,7 +52,7 @@ DEFECTS = (
     ),
     Defect(
         "a payload may have any size",
-        "admission.py",
+        "packing.py",
         "    if len(raw) > max_size:",
         "    if len(raw) < 0:",
         SUBMISSION + "test_the_payload_is_measured_as_serialized",
