@@ -134,6 +134,16 @@ class Extension:
         """Call *close* when this is closed."""
         self._closing.append(close)
 
+    def reconfigure(self) -> None:
+        """Read the settings anew, for they have changed, and go to the store they name.
+
+        What tasks have made of them when they were declared stays.
+        """
+        self.close()
+        self._settings = self._link = None
+        self._scripts = {}
+        self._channels = {}
+
     def close(self) -> None:
         """Close the connections to the store; they are made again when needed."""
         for close in self._closing:

@@ -212,15 +212,19 @@ class BgTask(TaskBody):
                 self._send_signals_of(result)
         return result
 
-    def apply(self, *args: Any, **kwargs: Any) -> BgEagerResult:
+    def apply(
+        self, *args: Any, throw: bool | None = None, **kwargs: Any
+    ) -> BgEagerResult:
         """Run a call in line: it takes no slot, and its reports come at once.
 
         Args:
             *args: As Celery's ``apply``.
+            throw: Raise a failure; by default the setting ``task_eager_propagates``.
             **kwargs: As Celery's ``apply``.
         """
         with reports_in_line() as events:
-            done = super().apply(*args, **kwargs)
+            # When Celery raises what a body raises, a retry comes out as an error.
+            done = super().apply(*args, throw=False, **kwargs)  # type: ignore[misc]
         result = BgEagerResult(
             done.id,
             done.result,
@@ -233,6 +237,9 @@ class BgTask(TaskBody):
         own = [event for event in events if event.task_id == done.id]
         result.events = (*own, end)
         tell_end(self, result, end)
+        throws = self.app.either("task_eager_propagates", throw)
+        if error is not None and done.failed() and throws:
+            raise error
         return result
 
     def _send_signals_of(self, result: BgResult) -> None:

@@ -13,7 +13,8 @@ import pytest
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
-from celery_bgtask.testing import PORTS, EmbeddedServer, embedded_server
+from celery_bgtask.testing import EmbeddedServer, embedded_server
+from celery_bgtask.testing.server import PORTS
 from tests.helpers import PATIENCE, wait_until
 from tests.smoke.nodes import ROOT
 

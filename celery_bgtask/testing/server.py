@@ -1,4 +1,4 @@
-"""For the tests of applications: an embedded server.
+"""A server that lives as long as the process that asked for it.
 
 The server belongs to the process that asked for it. A *keeper*, a small process
 of its own, holds it: so no child that forks off can end it, and it ends with its
