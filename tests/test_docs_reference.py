@@ -114,10 +114,11 @@ def test_every_script_has_a_header_to_show() -> None:
 def test_the_code_of_a_page_is_run(page: str) -> None:
     """Every page with a program is played as written, or has a test of its own."""
     if page not in PLAYED:
+        name = f"{page.rpartition('/')[2]}.md"
         own = [
             path
             for path in (ROOT / "tests").glob("**/*.py")
-            if path != Path(__file__) and f"{page}.md" in path.read_text("utf-8")
+            if path != Path(__file__) and name in path.read_text("utf-8")
         ]
         assert own, f"no test runs what docs/{page}.md shows"
         return
