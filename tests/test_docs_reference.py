@@ -135,9 +135,14 @@ def public_functions() -> list[tuple[str, Any]]:
             found[name] = thing
         if not inspect.isclass(thing) or issubclass(thing, BaseException):
             continue
-        for part, member in inspect.getmembers(thing, inspect.isfunction):
-            if not part.startswith("_") and "celery_bgtask" in member.__module__:
-                found[f"{name}.{part}"] = member
+        # Not inspect.getmembers: who asks a task class for its app binds it to one.
+        for base in thing.__mro__:
+            if base.__module__.startswith("celery_bgtask"):
+                found |= {
+                    f"{name}.{part}": member
+                    for part, member in vars(base).items()
+                    if inspect.isfunction(member) and not part.startswith("_")
+                }
     return sorted(found.items())
 
 
