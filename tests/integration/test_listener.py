@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app import app_or_default
 from redis import Redis
 
 from celery_bgtask import (
     AcceptTimeout,
     BgResult,
+    BgTask,
     Ended,
     Progress,
     TaskCancelled,
@@ -884,3 +886,16 @@ def test_a_store_that_forgot_a_run_still_tells_of_its_end(
         go_on.set()
 
         hears_the_end(*heard)
+
+
+def test_the_app_is_current_where_callbacks_run(app: Celery) -> None:
+    """So they may submit shared tasks: an app is current in its own thread only."""
+    task = app.task(base=BgTask, name="current", shared=False)(lambda: None)
+    result = task.delay()
+    seen: list[Celery] = []
+
+    result.on_done(lambda _: seen.append(app_or_default()))
+    result.cancel()
+
+    wait_until(lambda: seen, that="the callback has run")
+    assert seen == [app]

@@ -23,6 +23,9 @@ FILE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+#: Runs the tests of a page.
+PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly")
+
 #: Seconds in which a command ends.
 LONG = 60.0
 
