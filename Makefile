@@ -55,6 +55,11 @@ test-celery-integration: ## Run Celery's own tests with every task limited (CELE
 	$(venv) $(VENV) test
 	@$(BIN)/python -m tests.celery_integration $(CELERY) --limit=$(or $(LIMIT),0) $(PYTEST_ARGS)
 
+.PHONY: mutants
+mutants: ## Break the package in a hundred ways: a test must fail each time (MUTANTS=...).
+	$(venv) $(VENV) test
+	@$(BIN)/python -m tests.mutation "$(MUTANTS)"
+
 test-celery-%: ## Run all tests with one release of Celery.
 	$(venv) $(VENV)-celery-$* test "celery==$*.*"
 	@$(VENV)-celery-$*/bin/python $(PYTEST)
@@ -67,6 +72,17 @@ test-oldest: ## Run the tests that depend most on Celery with its oldest release
 matrix: ## Run all tests with each Celery, Python, broker and server (NOX_ARGS=-l).
 	$(venv) $(VENV) matrix
 	@$(BIN)/nox $(or $(NOX_ARGS),--session tests) -- $(PYTEST_ARGS) $(TESTS)
+
+.PHONY: bench bench-short bench-peers
+bench: ## Measure all beside plain Celery, 8 minutes (BENCH_ARGS="--json FILE").
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+bench-short: ## The same in a minute or two, less exactly.
+	$(venv) $(VENV) demo
+	@$(BIN)/python -m benchmarks --short $(BENCH_ARGS)
+bench-peers: ## Give other packages the same burst on one key, and count.
+	$(venv) $(VENV)-bench bench
+	@$(VENV)-bench/bin/python -m benchmarks.peers $(BENCH_ARGS)
 
 .PHONY: bench-progress
 bench-progress: ## Measure how long a report takes to its callback (BENCH_ARGS=...).

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from typing import Any
 
 from celery import Celery
 from redis import Redis
 
-from celery_bgtask import BgTask, bgtask
+from celery_bgtask import bgtask
 
 
 #: The channel of the bare messages.
@@ -29,7 +30,8 @@ app.conf.update(
 
 
 @bgtask(max_per_key=None)
-def take_turns(self: BgTask, rounds: int) -> None:
+@app.task(bind=True, shared=False)
+def take_turns(self: Any, rounds: int) -> None:
     """Report and publish in turn, each with the time at which it was called."""
     with Redis.from_url(URL) as client:
         client.ping()  # is connected before it counts
@@ -41,7 +43,8 @@ def take_turns(self: BgTask, rounds: int) -> None:
 
 
 @bgtask(max_per_key=None)
-def go_on(self: BgTask, seconds: float) -> int:
+@app.task(bind=True, shared=False)
+def go_on(self: Any, seconds: float) -> int:
     """Report for a time, whatever happens; return how often."""
     until = time.monotonic() + seconds
     made = 0

@@ -67,7 +67,7 @@ def tasks_of(made: Celery) -> Tasks:
 
     @bgtask(task_key="key", max_per_key=1, when_full="wait", max_waiting_per_key=PLENTY)
     @made.task(name="job", shared=False)
-    def job(key: str, seconds: float = 0.0) -> tuple[int, int]:
+    def job(key: str, seconds: float = 0.0) -> tuple[int, int]:  # noqa: ARG001
         """Something that takes a while, one at a time; when it began and ended."""
         begun = time.monotonic_ns()
         if seconds:

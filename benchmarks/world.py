@@ -6,19 +6,23 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from celery import Celery
 from redis import Redis
 
+from celery_bgtask.extension import extension_of
 from celery_bgtask.testing import EmbeddedServer, embedded_server
 
 from . import bare, tasks
 
 
 __all__ = ["PATIENCE", "World", "running_worker"]
+
+T = TypeVar("T")
 
 #: Seconds in which anything must have happened, also on a slow machine.
 PATIENCE = 120.0
@@ -35,9 +39,11 @@ class World:
         self.short = short
         self._stack = ExitStack()
         self._workers: set[str] = set()
+        self._kept: dict[str, Any] = {}
         self._server: Any = None
+        self.notes: dict[str, dict[str, Any]] = {}
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> World:  # noqa: PYI034 - Self came with Python 3.11
         self._server = self._stack.enter_context(
             embedded_server(url=os.environ.get("REDIS_URL"))
         )
@@ -52,6 +58,14 @@ class World:
     def url(self) -> str:
         """The server that the workers use."""
         return str(self._server.url)
+
+    @property
+    def version(self) -> str:
+        """Name and version of that server."""
+        with self.redis() as client:
+            info: Any = client.info("server")
+        name = info.get("server_name", "redis")
+        return f"{name} {info.get(name + '_version', info['redis_version'])}"
 
     @property
     def tasks(self) -> tasks.Tasks:
@@ -78,6 +92,24 @@ class World:
         """A client of the server that the workers use."""
         with Redis.from_url(self.url) as client:
             yield client
+
+    def keep(self, name: str, make: Callable[[], AbstractContextManager[T]]) -> T:
+        """Return what *make* makes, the same for each row that asks."""
+        if name not in self._kept:
+            self._kept[name] = self._stack.enter_context(make())
+        return cast("T", self._kept[name])
+
+    def note(self, about: str, **facts: Any) -> None:
+        """Keep what was seen beside the figures, for the JSON."""
+        self.notes.setdefault(about, {}).update(facts)
+
+    def close(self, app: Celery) -> None:
+        """Close what an app of a row has open."""
+        consumer = getattr(app.backend, "result_consumer", None)
+        if consumer is not None:
+            consumer.stop()
+        extension_of(app).close()
+        app.close()
 
     def _start(self, module: str) -> None:
         if module not in self._workers:

@@ -24,13 +24,11 @@ from typing import Any
 from celery import Task
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu import Producer
-from kombu.compression import compress
-from kombu.serialization import dumps
 from kombu.utils.functional import retry_over_time
 
 from . import outbox
 from .events import encode_news
-from .exceptions import KeyBlocked, LimitReached, PayloadTooLarge, StoreUnavailable
+from .exceptions import KeyBlocked, LimitReached, StoreUnavailable
 from .extension import Extension
 from .message import (
     HEADER,
@@ -42,20 +40,13 @@ from .message import (
     time_left,
 )
 from .options import Options
+from .packing import serialize
 from .scripts import Scripts
 from .scripts.replies import NO_DEADLINES, Deadlines, Submitted, Terms
 from .subscribing import Quiet
 
 
-__all__ = ["Submission", "Unsent"]
-
-#: What publishing takes beside the message's properties.
-PUBLISHING = frozenset(
-    {
-        "compression", "confirm_timeout", "declare", "exchange", "expiration",
-        "headers", "retry", "retry_policy", "routing_key", "serializer", "timeout",
-    }
-)  # fmt: skip
+__all__ = ["Submission"]
 
 #: In place of a message that the store would not keep.
 NOTHING = Message(b"", b"")
@@ -77,6 +68,7 @@ class Submission(Quiet):
         accept_timeout: Seconds in which a worker must start it.
         finish_timeout: Seconds in which it must have ended.
         deadlines: What has become of these.
+        due_in: Seconds until the first time at which it may have to end; 0: never.
         metadata: What workers are told of it, and the body may read.
         is_own: Whether the store took it from this call, and not from another.
         request: The message as a request, once it is known.
@@ -94,6 +86,7 @@ class Submission(Quiet):
     finish_timeout: float | None = None
     request: dict[str, Any] | None = None
     deadlines: Deadlines = NO_DEADLINES
+    due_in: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     is_own: bool = False
     sent: bool = False
@@ -192,6 +185,7 @@ class Submission(Quiet):
         answer = self._ask(scripts, key, terms, message, ready=ready, news=news)
         self.deadlines = answer.deadlines
         self.is_own = answer.status in {"dispatched", "offered", "parked"}
+        self.due_in = min((time for time in terms[:3] if time), default=0.0)
         outbox.publish(self.task.app, scripts, answer.granted, by=self.producer)
         if answer.block:
             raise KeyBlocked(key or self.task.name, *answer.block)
@@ -273,63 +267,3 @@ class Submission(Quiet):
             return 0.0
         when = maybe_make_aware(eta, self.task.app.timezone)
         return max(0.0, float((when - datetime.now(timezone.utc)).total_seconds()))
-
-
-def serialize(
-    name: str, producer: Any, body: Any, publishing: dict[str, Any], *, max_size: int
-) -> tuple[Message, dict[str, Any]]:
-    """Return the message of *body*, and what the producer takes beside its body.
-
-    Raises:
-        PayloadTooLarge: If the body is larger than *max_size* bytes.
-    """
-    serializer = publishing.pop("serializer", None) or producer.serializer
-    # Any: the stub knows no serializer that makes bytes.
-    dumped: tuple[str, str, Any] = dumps(body, serializer=serializer)
-    content_type, content_encoding, data = dumped
-    raw = data.encode(content_encoding) if isinstance(data, str) else bytes(data)
-    if len(raw) > max_size:
-        raise PayloadTooLarge(name, len(raw), max_size)
-    compression = publishing.pop("compression", None) or producer.compression
-    if compression:
-        raw, publishing["headers"]["compression"] = compress(raw, compression)
-    publishing |= {"content_type": content_type, "content_encoding": content_encoding}
-    exchange = publishing.get("exchange")
-    message = Message.pack(
-        raw,
-        content_type=content_type,
-        content_encoding=content_encoding,
-        headers=publishing["headers"],
-        properties={k: v for k, v in publishing.items() if k not in PUBLISHING},
-        exchange=getattr(exchange, "name", exchange) or "",
-        routing_key=publishing.get("routing_key") or "",
-    )
-    return message, publishing
-
-
-@dataclass(slots=True)
-class Unsent(Quiet):
-    """A producer for Celery that keeps the one message it is given.
-
-    Attributes:
-        producer: Celery's own.
-        name: Of the task.
-        max_size: Bytes that the body may have.
-        message: The message, once there is one.
-    """
-
-    producer: Producer
-    name: str
-    max_size: int
-    message: Message | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.producer, name)
-
-    def publish(self, body: Any, **publishing: Any) -> None:
-        """Keep the message of *body*; Celery's task-sent event is dropped."""
-        if self.message is None:
-            publishing["headers"] = dict(publishing.get("headers") or {})
-            self.message, _ = serialize(
-                self.name, self.producer, body, publishing, max_size=self.max_size
-            )

@@ -45,7 +45,7 @@ class BgEagerResult(EagerResult):  # type: ignore[type-arg]  # not generic befor
         return reports[-1] if reports else None
 
     async def aget(self, timeout: float | None = None, propagate: bool = True) -> Any:
-        """Return the result, as ``get`` does."""
+        """Return the result as ``get`` does: *timeout* and *propagate* are its own."""
         return self.get(timeout, propagate)
 
     async def aprogress(self) -> AsyncIterator[Progress]:

@@ -123,6 +123,7 @@ class Announcement:
     Attributes:
         task_id: The task.
         key: Its key, quoted.
+        round: Which time it is that the task is available.
         task: Name of the task that is called.
         queue: That it goes through, or is offered to.
         metadata: What the submitter wanted to be told along.
@@ -131,18 +132,20 @@ class Announcement:
 
     task_id: str
     key: str
+    round: str
     task: str
     queue: str
     metadata: Mapping[str, Any]
     offered: bool
 
     @classmethod
-    def of(cls, task_id: bytes, key: bytes, news: bytes) -> Announcement:
+    def of(cls, task_id: bytes, key: bytes, which: bytes, news: bytes) -> Announcement:
         """Return the announcement of these parts."""
         facts = json.loads(news)
         return cls(
             task_id.decode(),
             key.decode(),
+            which.decode(),
             facts["task"],
             facts["queue"],
             facts["metadata"],
@@ -246,11 +249,11 @@ def encode_news(
 
 
 def decode_announcement(raw: bytes) -> Announcement:
-    """Return the announcement of a message: ``<length> <id> <key> <json>``."""
+    """Return the announcement of a message: ``<length> <id> <key> <round> <json>``."""
     length, rest = raw.split(b" ", 1)
     task_id, rest = rest[: int(length)], rest[int(length) + 1 :]
-    key, news = rest.split(b" ", 1)
-    return Announcement.of(task_id, key, news)
+    key, which, news = rest.split(b" ", 2)
+    return Announcement.of(task_id, key, which, news)
 
 
 def decode(raw: bytes) -> Told:

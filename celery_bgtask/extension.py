@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,8 +14,9 @@ from celery import Celery
 from .config import Settings, read_settings
 from .exceptions import ImproperlyConfigured
 from .keys import reply_channel
+from .location import broker_url, store_url
 from .scripts import Scripts
-from .store import Link, broker_url, store_url
+from .store import Link
 
 
 __all__ = ["Extension", "extension_of"]
@@ -120,9 +122,13 @@ class Extension:
     def rank(self, priority: int | None) -> int:
         """Return the rank of a message's *priority*, in the sense of the broker."""
         known = min(max(int(priority or 0), 0), TOP_PRIORITY)
+        return known if self._lowest_first else TOP_PRIORITY - known
+
+    @cached_property
+    def _lowest_first(self) -> bool:
+        """Whether the broker takes a low priority for an urgent one."""
         scheme = urlsplit(broker_url(self.app)).scheme
-        lowest_first = scheme.startswith(("redis", "valkey", "sentinel", "socket"))
-        return known if lowest_first else TOP_PRIORITY - known
+        return scheme.startswith(("redis", "valkey", "sentinel", "socket"))
 
     def on_close(self, close: Callable[[], None]) -> None:
         """Call *close* when this is closed."""

@@ -135,6 +135,12 @@ class Work:
     ) -> None:
         """Report, as ``self.progress`` does in a task's body.
 
+        Args:
+            current: What is done, in units of your own.
+            total: What there is to do.
+            description: For people.
+            **data: Anything else that is JSON.
+
         Raises:
             TaskNotAvailable: If the task is not this block's (any more).
             BgTaskError: If the run has been ended; by which verdict.

@@ -26,6 +26,7 @@ after the hash tag   type    content                              lifetime
 ``progress:<id>``    list    the last events of a task            progress_ttl
 ``offers:<queue>``   zset    task id -> rank and place            until claimed
 ``ignored:<id>``     set     worker that does not want an offer   tombstone_ttl
+``unwanted``         zset    task id that some ignore -> look, ms  until claimed
 ``workers``          zset    node name -> counts as gone, ms      until the last
 ``takers:<queue>``   zset    worker -> counts as gone, ms         until the last
 ``broadcast:<id>``   hash    node name -> has joined              progress_ttl

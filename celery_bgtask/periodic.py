@@ -68,6 +68,18 @@ class Periodic(threading.Thread):
                 pause = self._try()
             self._wake.wait(pause)
 
+    def between(self, action: Callable[[], bool]) -> bool:
+        """Return what *action* does between two steps; ``False`` within one or a fork.
+
+        It is taken by the thread that calls: that spares waking this one.
+        """
+        if not self._stepping.acquire(blocking=False):
+            return False
+        try:
+            return action()
+        finally:
+            self._stepping.release()
+
     def hold(self) -> None:
         """Let no step be taken while this process forks."""
         self._held_for_fork = self._stepping.acquire(timeout=FORK_PATIENCE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, ClassVar
 
 from celery import Celery, Task, states
 from celery.app.task import Context
 from celery.utils.log import get_logger
 
-from .admission import Submission, Unsent
+from .admission import Submission
 from .beat import is_beat
 from .broadcast import BroadcastResult, call_all
 from .conclusion import is_kept
@@ -21,6 +22,7 @@ from .exceptions import KeyBlocked, LimitReached
 from .extension import extension_of
 from .message import HEADER
 from .options import CALL_OPTIONS, Options, complete_options
+from .packing import Unsent
 from .results.result import BgResult
 from .running.acceptance import Gate
 from .running.body import TaskBody, reports_in_line
@@ -205,6 +207,7 @@ class BgTask(TaskBody):
         if isinstance(result, BgResult):
             result.deadlines = submission.deadlines
             if submission.is_own:
+                result.first_due = time.monotonic() + submission.due_in
                 result.reply = self._reply_channel(result.id)
                 self._send_signals_of(result)
         return result
@@ -214,7 +217,10 @@ class BgTask(TaskBody):
     ) -> BgEagerResult:
         """Run a call in line: it takes no slot, and its reports come at once.
 
-        With *throw*, or the setting ``task_eager_propagates``, a failure is raised.
+        Args:
+            *args: As Celery's ``apply``.
+            throw: Raise a failure; by default the setting ``task_eager_propagates``.
+            **kwargs: As Celery's ``apply``.
         """
         with reports_in_line() as events:
             # When Celery raises what a body raises, a retry comes out as an error.
@@ -285,7 +291,7 @@ class BgTask(TaskBody):
         subscribe_late(self.app.backend)
         with self._producer(None, {}) as real:
             unsent = Unsent(real, self.name, self.bgtask.max_payload_size)
-            result = super().apply_async(
+            super().apply_async(
                 args,
                 kwargs,
                 producer=unsent,  # type: ignore[arg-type]  # acts as one
@@ -296,7 +302,12 @@ class BgTask(TaskBody):
     def AsyncResult(  # noqa: N802 - as Celery calls it
         self, task_id: str, **kwargs: Any
     ) -> BgResult:
-        """Return the result of a call, by its id."""
+        """Return the result of a call, in any process.
+
+        Args:
+            task_id: The call.
+            **kwargs: As of a :class:`.BgResult`.
+        """
         result = BgResult(
             task_id, **{"backend": self.backend, "app": self.app, **kwargs}
         )

@@ -25,6 +25,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
+smartquotes = False  # a default is shown as one types it
 
 myst_enable_extensions = ["deflist", "fieldlist"]
 myst_heading_anchors = 3

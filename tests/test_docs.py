@@ -76,9 +76,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
-def test_the_readme_points_to_files_that_exist() -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_readme_points_to_files_that_exist(page: str) -> None:
     """No link of the README is dead."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
 
     assert [
         t for t in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / t).exists()

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 REFERENCE = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
 PLAYED = (
     "tutorial",
+    "howto/add-to-your-app",
     "howto/block-a-key",
     "howto/bound-the-wait",
     "howto/change-limits",

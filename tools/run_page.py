@@ -56,6 +56,7 @@ MASKS = (
     (r"\b\d\d:\d\d:\d\d\b", "<clock>"),
     (r" *\b(\d+d\d\dh|\d+h\d\dm|\d+m\d\ds|\d+s|\d+ (s|min|h|days))\b", " <span>"),
     (r"@shop/[0-9a-f]+", "@shop/<process>"),
+    (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "<id>"),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..world import World
 __all__ = ["ROWS", "Bench"]
 
 #: Keys in use.
-FEW, SOME, MANY = 100, 10_000, 100_000
+FEW, MANY, SHORT_MANY = 100, 100_000, 10_000
 
 #: Calls of each script in a round.
 CALLS = 100
@@ -111,11 +112,16 @@ class Bench:
         self.redis.config_set("slowlog-log-slower-than", 0)
         self.redis.slowlog_reset()
         calls()
-        self.redis.echo("over")  # what nobody waits for is done by then
+        self.settled()
         self.redis.config_set("slowlog-log-slower-than", -1)
         entries: Any = self.redis.slowlog_get(100_000)
         times = [e["duration"] for e in entries if e["command"].startswith(b"EVALSHA")]
+        times = times[1:]  # the newest comes first, and is that of the waiting
         return float(median(times))
+
+    def settled(self) -> None:
+        """Wait until the server has done what nobody waits for."""
+        self.scripts.phase("none")  # over the same connection
 
     def fill(self, size: int, *, since: int = 0) -> None:
         """Have *size* keys in use."""
@@ -138,11 +144,120 @@ class Bench:
             lambda: granted.extend(map(self.release, ids, tokens))
         )
         costs["settle"] = self.timed(lambda: list(map(self.settle, ids, tokens)))
-        costs["confirm"] = self.timed(
-            lambda: [self.scripts.confirm(one) for one in granted]
-        )
+        costs["confirm"] = self.timed(lambda: list(map(self.scripts.confirm, granted)))
         tokens = list(map(self.accept, parked, first))
         costs["release"] = self.timed(lambda: list(map(self.release, parked, tokens)))
         for one in zip(parked, tokens, strict=True):
             self.settle(*one)
         return costs
+
+
+@contextmanager
+def filled(world: World, size: int) -> Iterator[Bench]:
+    """A server with *size* keys in use."""
+    with world.server() as server:
+        bench = Bench(server.url)
+        bench.round()  # loads the scripts
+        bench.fill(size)
+        yield bench
+        bench.close()
+
+
+def few(world: World) -> Bench:
+    """Return the scripts of a server with few keys, the same each time."""
+    return world.keep("few", lambda: filled(world, FEW))
+
+
+def many(world: World) -> Bench:
+    """Return the scripts of a server with many keys, the same each time."""
+    size = SHORT_MANY if world.short else MANY
+    return world.keep("many", lambda: filled(world, size))
+
+
+def flat(step: str) -> Callable[[World, int], Iterator[float]]:
+    """Return what measures a step with many keys beside the same with few."""
+
+    def measure(world: World, rounds: int) -> Iterator[float]:
+        one, other = few(world), many(world)
+        for _ in range(rounds):
+            small, large = one.round(), other.round()
+            yield large[step] / small[step]
+
+    return measure
+
+
+def cost(step: str) -> Callable[[World, int], Iterator[float]]:
+    """Return what measures a step alone, with few keys."""
+
+    def measure(world: World, rounds: int) -> Iterator[float]:
+        bench = few(world)
+        for _ in range(rounds):
+            costs = bench.round()
+            world.note("server-time", **costs)
+            yield costs[step]
+
+    return measure
+
+
+def heartbeat(world: World, rounds: int) -> Iterator[float]:
+    """Yield what it takes to renew the leases of many runs, in one call."""
+    bench = few(world)
+    ids = [bench.submit(f"run-{number}") for number in range(RUNS)]
+    tokens = [bench.accept(task_id, "run") for task_id in ids]
+
+    def renew() -> None:
+        bench.scripts.renew("bench/0123456789abcdef", ids)
+
+    renew()
+    for _ in range(rounds):
+        yield bench.timed(renew)
+    for one in zip(ids, tokens, strict=True):
+        bench.release(*one)
+        bench.settle(*one)
+
+
+ROWS = (
+    Row(
+        "submit-flat",
+        "server time of a submission, 100,000 keys in use",
+        "100 keys",
+        at_most(1.2),
+        flat("submit"),
+        rounds=(9, 5),
+    ),
+    Row(
+        "hand-off-flat",
+        "server time of a release with hand-off, 100,000 keys",
+        "100 keys",
+        at_most(1.2),
+        flat("hand-off"),
+        rounds=(9, 5),
+    ),
+    Row(
+        "submit-time",
+        "server time of a submission",
+        "",
+        at_most(50),
+        cost("submit"),
+        rounds=(15, 7),
+        unit="µs",
+    ),
+    Row(
+        "hand-off-time",
+        "server time of a release with hand-off",
+        "",
+        at_most(65),
+        cost("hand-off"),
+        rounds=(15, 7),
+        unit="µs",
+    ),
+    Row(
+        "heartbeat",
+        "server time of the heartbeat of 100 running tasks",
+        "",
+        at_most(1500),
+        heartbeat,
+        rounds=(15, 7),
+        unit="µs",
+    ),
+)

@@ -63,16 +63,19 @@ def block(
     """
     target = the_one(ctx, task)
     wanted = target.key(key)
-    target.control.block(wanted, reason, seconds)
+    changed = target.control.block(wanted, reason, seconds)
     stats = target.control.stats(wanted)
     if as_json:
         echo_json({
             "scope": target.scope, "key": stats.key, "blocked": stats.blocked,
             "reason": stats.blocked_reason, "until": stats.blocked_until,
+            "changed": changed,
         })  # fmt: skip
         return
     how_long = f"for {span(seconds)}" if seconds else "until somebody unblocks it"
     echo(f"key {word(stats.key)} of {target}{target.others} is blocked {how_long}.")
+    if not changed:
+        echo("It was blocked already: this is its new time and reason.")
     echo(f"What runs ({stats.running}) goes on, what waits ({stats.waiting}) stays.")
     echo(f"To end it: `{target.command('unblock', stats.key)}`")
 

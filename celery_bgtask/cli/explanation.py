@@ -22,6 +22,7 @@ REMEDIES: dict[str, tuple[str, ...]] = {
     "paused": ("to go on", "resume"),
     "blocked": ("to go on", "unblock", "{key}"),
     "with-broker": ("if its queue was lost", "redispatch", "{id}"),
+    "offered": ("to ask all workers again", "redispatch", "{id}"),
     "lapsed": ("if its queue was lost", "redispatch", "{id}"),
     "next-sweep": ("if it stays so", "check"),
 }

@@ -98,11 +98,12 @@ def pause(
     task rejects. Tasks that share a scope are paused together.
     """
     for target in several(ctx, task, everything):
-        target.control.pause()
+        changed = target.control.pause()
         if as_json:
-            echo_json({"scope": target.scope, "paused": True})
+            echo_json({"scope": target.scope, "paused": True, "changed": changed})
         else:
-            echo(f"{target}{target.others} is paused; what runs goes on.")
+            state = "is paused" if changed else "was paused already"
+            echo(f"{target}{target.others} {state}; what runs goes on.")
             echo(f"To end it: `{target.command('resume')}`")
 
 
@@ -116,11 +117,12 @@ def resume(
 ) -> None:
     """End a pause: what waits goes on, as far as limits allow."""
     for target in several(ctx, task, everything):
-        target.control.resume()
+        changed = target.control.resume()
         if as_json:
-            echo_json({"scope": target.scope, "paused": False})
+            echo_json({"scope": target.scope, "paused": False, "changed": changed})
         else:
-            echo(f"{target}{target.others} is not paused any more.")
+            state = "is not paused any more" if changed else "was not paused"
+            echo(f"{target}{target.others} {state}.")
 
 
 def several(ctx: click.Context, task: str | None, everything: bool) -> list[Target]:

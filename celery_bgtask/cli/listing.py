@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from ..control.views import KeyStats
+from ..control.views import Holder, KeyStats
 from .group import OperatorCommand, json_option, task_option
-from .output import ago, counted, echo, echo_json, fact, moment, one_line, word
+from .output import ago, counted, echo, echo_json, fact, moment, one_line, span, word
 from .tables import ORDERS, Totals, first, lines, rows, state
 from .targets import Target, chosen
 
@@ -74,7 +76,9 @@ def show(ctx: click.Context, *, key: str, task: str | None, as_json: bool) -> No
         raise click.UsageError(unknown_key(key, found))
     for number, (target, stats) in enumerate(known):
         if as_json:
-            echo_json(stats, **facts_of(target, stats))
+            holders = target.control.holders(target.key(stats.key))
+            listed = [dataclasses.asdict(holder) for holder in holders]
+            echo_json(stats, **facts_of(target, stats), holders=listed)
         else:
             echo([""] * bool(number))
             echo(about_key(target, stats))
@@ -108,6 +112,10 @@ def about_key(target: Target, stats: KeyStats) -> Iterator[str]:
     yield f"key {key} of {target}{target.others}: {state_in_words(stats)}"
     taken = f"{stats.running} running, {stats.dispatched} dispatched"
     yield fact("slots", f"{stats.held} taken: {taken}")
+    holders = target.control.holders(target.key(stats.key))
+    yield from map(holder_in_words, sorted(holders, key=lambda one: one.since))
+    if stats.held > len(holders) > 0:
+        yield fact("", f"and {stats.held - len(holders)} more")
     yield fact("limit", limit_in_words(stats))
     oldest = f", the oldest for {ago(stats.waiting_since)}" if stats.waiting else ""
     yield fact("waiting", f"{stats.waiting}{oldest}")
@@ -120,6 +128,16 @@ def about_key(target: Target, stats: KeyStats) -> Iterator[str]:
         yield fact("", f"`{target.command('unblock', stats.key)}`")
     for block in target.control.block_log(target.key(stats.key)):
         yield fact("was blocked", f"{moment(block.since)}: {one_line(block.reason)}")
+
+
+def holder_in_words(holder: Holder) -> str:
+    """Return a line on who holds a slot."""
+    on = f" on {one_line(holder.worker)}" if holder.worker else ""
+    lease = ""
+    if holder.lease_until is not None:
+        lease = f", lease for {span(holder.lease_until - time.time())}"
+    since = ago(holder.since)
+    return fact("", f"{word(holder.task_id)} {holder.state}{on} for {since}{lease}")
 
 
 def state_in_words(stats: KeyStats) -> str:

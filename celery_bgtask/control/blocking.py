@@ -46,8 +46,8 @@ def report(task: Task[Any, Any], key: str, reason: str) -> bool:
     return answer != "counted"
 
 
-def block(task: Task[Any, Any], key: str, reason: str, seconds: float | None) -> None:
-    """Block *key* for *seconds*, for ever if that is ``None``.
+def block(task: Task[Any, Any], key: str, reason: str, seconds: float | None) -> bool:
+    """Block *key* for *seconds*, for ever if that is ``None``; tell if that is news.
 
     Raises:
         StoreUnavailable: If the store does not answer.
@@ -58,7 +58,7 @@ def block(task: Task[Any, Any], key: str, reason: str, seconds: float | None) ->
             "a block is for a number of seconds above 0, or for None: until it is "
             f"ended by hand; not for {seconds!r}"
         )
-    scripts_of(task).block(
+    is_new = scripts_of(task).block(
         key,
         reason=checked_reason(reason),
         by=anon_nodename(),
@@ -66,6 +66,7 @@ def block(task: Task[Any, Any], key: str, reason: str, seconds: float | None) ->
         log_keep=extension_of(task.app).settings.log_blocks,
     )
     tell(task, key, reason, seconds)
+    return is_new
 
 
 def blocks(task: Task[Any, Any]) -> Iterator[Block]:

@@ -219,20 +219,25 @@ def lost_messages(
         # Some may have started while their messages were looked for.
         if row.state != survey.away[row.task_id].state or not should_have_arrived(row):
             continue
-        kept = "" if row.size else ", and the store has not kept it"
         remedy = "redispatch" if row.size else "cancel"
+        way = (
+            "publish it again: should both arrive, one starts"
+            if row.size
+            else "the store has not kept it, so it can only be cancelled"
+        )
         yield Finding(
             "message-lost",
             row.task_id,
-            f"it is {row.state}, its queue is empty and no worker has received it: its "
-            f"message seems to be lost{kept}",
+            f"probably its message is lost: it is {row.state}, its queue is empty, and "
+            "no worker that answered has it. That is a guess: it may be with a worker "
+            f"that did not answer, or on its way. If it stays so, {way}",
             f"celery bgtask {remedy} {row.task_id}",
         )
 
 
 def should_have_arrived(row: AuditRow) -> bool:
     """Tell whether the message of a task is old enough to be looked for."""
-    if row.outbox is not None:
+    if row.outbox is not None or row.offer:
         return False
     settled = row.slot is not None and row.now - row.slot > 1000 * SETTLED
     return row.state == LAPSED or (row.state == DISPATCHED and settled)

@@ -14,9 +14,9 @@ from ..scripts import Scripts
 from ..taskkey import WHOLE_TASK, key_text
 from . import blocking
 from .check import check, repair
-from .explaining import explain, stats_of
+from .explaining import explain, holder_of, stats_of
 from .remedies import Remedies
-from .views import Block, Explanation, Finding, KeyStats
+from .views import Block, Explanation, Finding, Holder, KeyStats
 
 
 __all__ = ["Control"]
@@ -69,20 +69,27 @@ class Control:
         self._remedies.set_limit(self._key(key), None)
         return self.stats(key)
 
-    def pause(self) -> None:
+    def holders(self, key: object = None) -> list[Holder]:
+        """Return who holds the slots of *key*, at most 100 of them."""
+        return [holder_of(row) for row in self._scripts.holders(self._key(key))[1]]
+
+    def pause(self) -> bool:
         """Start nothing more of any key, of all tasks of the scope; what runs goes on.
 
         What is submitted waits, or is refused if the task rejects.
-        """
-        self._scripts.pause()
 
-    def resume(self) -> None:
-        """End a pause: what waits goes on at once."""
-        self._remedies.resume()
+        Returns:
+            Whether that is new: ``False`` if they were paused already.
+        """
+        return self._scripts.pause()
+
+    def resume(self) -> bool:
+        """End a pause: what waits goes on at once. Tell whether there was one."""
+        return self._remedies.resume()
 
     def block(
         self, key: object, reason: str = "", seconds: float | None = None
-    ) -> None:
+    ) -> bool:
         """Refuse *key* from now on: submissions raise :exc:`.KeyBlocked`.
 
         What waits or arrives stays parked, what runs goes on. A key that is
@@ -93,10 +100,13 @@ class Control:
             reason: Why, for those who are refused.
             seconds: For how long; ``None``: until :meth:`unblock`.
 
+        Returns:
+            Whether it was not blocked before.
+
         Raises:
             ValueError: If *seconds* is no time above 0.
         """
-        blocking.block(self._task, self._key(key), reason, seconds)
+        return blocking.block(self._task, self._key(key), reason, seconds)
 
     def unblock(self, key: object) -> bool:
         """End the block of *key*; what waits goes on. Tell whether there was one."""
@@ -114,14 +124,20 @@ class Control:
         """Count a strike against *key*; tell whether it is blocked now.
 
         More than ``block_threshold`` of them within ``block_interval`` seconds
-        block it for ``block_for`` seconds.
+        block it for ``block_for`` seconds. *reason* is told to who is refused.
         """
         return blocking.report(self._task, self._key(key), reason)
 
     def cancel(
         self, task_id: str, reason: str | None = None, terminate: bool = False
     ) -> Cancellation:
-        """End a call, by its id; see :meth:`.BgResult.cancel`."""
+        """End the call *task_id*; see :meth:`.BgResult.cancel`.
+
+        Args:
+            task_id: The call.
+            reason: Why, for who waits for the result.
+            terminate: Whether a body that runs is stopped as well.
+        """
         result = cast("BgResult", self._task.AsyncResult(task_id))
         return result.cancel(reason, terminate)
 
@@ -134,7 +150,7 @@ class Control:
         return self._remedies.release(self._key(key), task_id)
 
     def redispatch(self, task_id: str) -> bool:
-        """Publish a task again that is with the broker; it starts once all the same.
+        """Publish *task_id* again that is with the broker; it starts once all the same.
 
         Returns:
             Whether it was; a task that waits, runs or has ended needs it not.
@@ -156,7 +172,7 @@ class Control:
         return self._remedies.drain()
 
     def explain(self, task_id: str) -> Explanation:
-        """Say why a task is not running, or that it is."""
+        """Say why the task *task_id* is not running, or that it is."""
         return explain(self._task, task_id)
 
     def check(self) -> list[Finding]:

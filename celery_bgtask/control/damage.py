@@ -19,6 +19,7 @@ PROBLEMS = {
     "slot-without-lease": "a slot would never be freed: its lease is gone",
     "entry-without-task": "a queue has a task that does not wait",
     "task-without-entry": "a task waits and is in no queue",
+    "not-on-offer": "a task is offered to nobody, and no worker has claimed it",
     "message-gone": "a task waits and its message is gone",
     "outbox-without-message": "a task is to be published that has no message",
     "wrong-deadline": "a deadline is missing, or of nobody",
@@ -72,6 +73,8 @@ def queue_damage(row: AuditRow) -> Iterator[tuple[str, str]]:
         yield "task-without-entry", f"and not in the queue of {key!r}"
     if waits and not row.size:
         yield "message-gone", f"for {key!r}, and has no message"
+    if row.offer == "missing":
+        yield "not-on-offer", "and not in the offers of its queue"
     if row.outbox is not None and not (row.size and row.state in AWAY):
         yield "outbox-without-message", "and is to be published"
 

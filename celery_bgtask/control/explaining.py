@@ -10,13 +10,13 @@ from celery import Task
 from ..conclusion import has_result
 from ..extension import extension_of
 from ..options import Options, options_of
-from ..scripts.readings import KeyRow, Situation
+from ..scripts.readings import HolderRow, KeyRow, Situation
 from ..states import DECIDED, DELAYED, DISPATCHED, ENDED, LAPSED, RUNNING, STOPPING
 from .views import Explanation, Holder, KeyStats
 from .wording import Wording
 
 
-__all__ = ["REASONS", "explain", "stats_of"]
+__all__ = ["REASONS", "explain", "holder_of", "stats_of"]
 
 #: All reasons, and what each means.
 REASONS = {
@@ -32,6 +32,8 @@ REASONS = {
     "publishing": "it has a slot, and its message is about to be published",
     "with-broker": "it has a slot, its message is with the broker, no worker has "
     "started it",
+    "offered": "it has a slot and is on offer, no worker has claimed it",
+    "claimed": "a worker has claimed it and is about to start it",
     "delayed": "its message is with the broker, its ETA or countdown has not passed "
     "or no worker has met it since",
     "lapsed": "no worker has started it for so long that it has lost its slot",
@@ -60,6 +62,12 @@ def stats_of(row: KeyRow, options: Options) -> KeyStats:
     )
 
 
+def holder_of(row: HolderRow) -> Holder:
+    """Return who holds a slot, as an operator sees it."""
+    since, lease = row.since / 1000, seconds(row.lease)
+    return Holder(row.task_id, row.state, row.worker, since, lease)
+
+
 def explain(task: Task[Any, Any], task_id: str) -> Explanation:
     """Say why a task is not running, or that it is.
 
@@ -86,7 +94,7 @@ def explain(task: Task[Any, Any], task_id: str) -> Explanation:
         worker=found.worker,
         started=seconds(found.started) if found.worker else None,
         limit=stats.limit,
-        holders=tuple(Holder(*h[:3], h[3] / 1000) for h in found.holders),
+        holders=tuple(map(holder_of, found.holders)),
         held=key.held,
         position=None if found.place is None else found.place + 1,
         waiting=key.waiting,
@@ -97,7 +105,9 @@ def explain(task: Task[Any, Any], task_id: str) -> Explanation:
         finish_by=seconds(found.finish_by),
         expires_at=seconds(found.expires_at),
         dispatch_lease_until=(
-            seconds(found.lease) if found.state == DISPATCHED else None
+            seconds(found.lease)
+            if found.state == DISPATCHED and found.offer is None
+            else None
         ),
     )
 
@@ -139,7 +149,9 @@ def reason_of(found: Situation, key: KeyRow) -> str:
     away = {DISPATCHED: "with-broker", LAPSED: "lapsed", DELAYED: "delayed"}
     if found.state in away and found.outbox is not None:
         return "publishing"
-    if key.slots == 0 and found.state != DELAYED:
+    if found.offer is not None:
+        away[DISPATCHED] = "claimed" if found.offer.claimer else "offered"
+    if key.slots == 0 and found.state != DELAYED and "claimed" not in away.values():
         return reason_of_closed(key)
     return away.get(found.state) or reason_of_waiting(found, key)
 

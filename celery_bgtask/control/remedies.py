@@ -42,9 +42,9 @@ class Remedies:
         """Set the limit of *key*, -1 for none, ``None`` for the declared one."""
         self._scripts.set_limit(key, limit, self._publish)
 
-    def resume(self) -> None:
-        """End a pause of the scope."""
-        self._scripts.resume(self._publish)
+    def resume(self) -> bool:
+        """End a pause of the scope; tell whether there was one."""
+        return self._scripts.resume(self._publish)
 
     def unblock(self, key: str) -> bool:
         """End the block of *key*; tell whether there was one."""

@@ -85,12 +85,15 @@ class Holder:
         state: ``dispatched``, ``running`` or ``stopping``.
         worker: The worker that runs it; ``""`` while none does.
         since: Since when it is in that state, in seconds since the epoch.
+        lease_until: Until when it has the slot unless its lease is renewed; ``None``
+            if there is no lease.
     """
 
     task_id: str
     state: str
     worker: str
     since: float
+    lease_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from ..keys import unquote
-from ..scripts.readings import KeyRow, Situation
+from ..scripts.readings import KeyRow, OfferRow, Situation
 from ..states import WAITING
 from ..verdicts import error_of
 
@@ -67,6 +67,15 @@ class Wording:
                 "no worker has been free to start it. It loses the slot in "
                 f"{age(self._found.lease, self._found.now)}."
             ),
+            "offered": lambda: (
+                f"It has a slot of {self._name} and is on offer: {self._told}; nobody "
+                f"has claimed it. {self._ends_unclaimed}."
+            ),
+            "claimed": lambda: (
+                f"Worker {self._offer.claimer} has claimed it and is about to start "
+                "it; else it is on offer again in "
+                f"{age(self._found.lease, self._found.now)}."
+            ),
             "delayed": lambda: (
                 "Its message is with the broker or a worker until its ETA or "
                 "countdown; it has no slot yet."
@@ -87,15 +96,37 @@ class Wording:
     def _parked(self) -> str:
         if self._found.state == WAITING:
             return self._waits
+        if self._found.offer:
+            return "It is on offer, and no worker may claim it"
         return "A worker that gets its message will park it"
 
     @property
+    def _offer(self) -> OfferRow:
+        return self._found.offer or OfferRow("", 0, 0, "")
+
+    @property
+    def _told(self) -> str:
+        queue, told, ignored, _ = self._offer
+        if not told:
+            return f"no worker takes offers from queue {queue!r}"
+        workers = "1 worker was" if told == 1 else f"{told} workers were"
+        return f"{workers} told, {ignored} ignored it"
+
+    @property
+    def _ends_unclaimed(self) -> str:
+        if self._found.start_by is None:
+            return "It stays so until one does"
+        return f"It ends in {age(self._found.start_by, self._found.now)}"
+
+    @property
     def _taken(self) -> str:
-        if self._key.slots == 1:
+        slots, held = int(self._key.slots), self._key.held
+        if held > slots:
+            return f"{held} tasks hold slots of {self._name}, which has {slots} now"
+        if slots == 1:
             return f"the only slot of {self._name} is taken"
-        held = self._key.held
-        of = f", of {self._key.slots:g}" if held > self._key.slots else ""
-        return f"all slots of {self._name} are taken, {held}{of}"
+        all_of_them = "both" if slots == 2 else f"all {slots}"  # noqa: PLR2004
+        return f"{all_of_them} slots of {self._name} are taken"
 
     @property
     def _block(self) -> str:

@@ -4,7 +4,7 @@ Note that a worker lives that knows the tasks of the scope.
 KEYS[1]  scope  tag  the hash tag of the scope
 
 ARGV[1]  worker  its node name; "" only asks
-ARGV[2]  ttl_ms  until it counts as gone; 0: it goes now
+ARGV[2]  ttl_ms  until it counts as gone
 ARGV[3]  taker   its id, as that of which it takes offers
 ARGV[...]  queue  from which it takes them, quoted
 
@@ -17,10 +17,7 @@ local worker, ttl_ms, taker = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = server_ms()
 local function note(list, name)
   redis.call("ZREMRANGEBYSCORE", list, "-inf", now)
-  if ttl_ms == 0 then
-    redis.call("ZREM", list, name)
-    return
-  end
+  if name == "" then return end
   redis.call("ZADD", list, now + ttl_ms, name)
   local last = redis.call("ZRANGE", list, -1, -1, "WITHSCORES")
   redis.call("PEXPIREAT", list, last[2])

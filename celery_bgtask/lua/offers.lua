@@ -1,5 +1,5 @@
 --[[
-Read what is on offer to a worker, the oldest first.
+Read what is on offer to a worker, the oldest first; take out what is not there any more.
 
 KEYS[1]  scope     tag  the hash tag of the scope
 KEYS[2]  channels  tag  begins the names of channels
@@ -8,7 +8,8 @@ ARGV[1]  worker  that asks: what it has ignored is left out
 ARGV[2]  most    offers of each queue
 ARGV[...]  queue  that it consumes, quoted
 
-Returns  {id, key, news} of each, flat: the news are made at submission.
+Returns  {id, key, round, news} of each, flat: round tells times apart that the task is
+         available; the news are made at submission.
 ]]
 -- include: dispatch
 
@@ -24,10 +25,14 @@ for i = 3, #ARGV do
     at = at + #ids
     for _, id in ipairs(ids) do
       if count < most and redis.call("SISMEMBER", ignored_of(id), worker) == 0 then
-        local task = redis.call("HMGET", task_of(id), "key", "news")
-        found[#found + 1] = id
-        found[#found + 1] = task[1] or ""
-        found[#found + 1] = task[2] or ""
+        local task = redis.call("HMGET", task_of(id), "key", "news", "attempt", "again")
+        if task[1] then
+          local round = round_of(task[3] or 1, task[4])
+          local row = { id, task[1], tostring(round), task[2] or "" }
+          for _, value in ipairs(row) do found[#found + 1] = value end
+        else
+          redis.call("ZREM", offers_of(ARGV[i]), id)
+        end
         count = count + 1
       end
     end

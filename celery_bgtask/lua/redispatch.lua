@@ -1,5 +1,6 @@
 --[[
-Publish a task again that is with the broker, or was and lost its slot there.
+Publish a task again that is with the broker, or was and lost its slot there; announce
+an offer again, to all.
 
 The attempt stays the same: whichever message arrives first starts it. A task
 that has lost its slot gets the next one that is free.
@@ -25,7 +26,7 @@ local dispatch_ms, grace_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local now = server_ms()
 local name = task_of(id)
-local task = redis.call("HMGET", name, "state", "key", "body")
+local task = redis.call("HMGET", name, "state", "key", "body", "offer", "claimer")
 local state, key = task[1], task[2]
 if not state then return { "unknown" } end
 local away = state == "dispatched" or state == "lapsed" or state == "delayed"
@@ -33,6 +34,14 @@ if not away then return { state } end
 if not task[3] then return { "empty" } end
 
 local granted = {}
+if task[4] and state == "dispatched" then
+  -- What is claimed is about to start, or its claim runs out.
+  if not task[5] then
+    renew_round(id, now)
+    dispatch(id, key, now, dispatch_ms, grace_ms, granted)
+  end
+  return { state, unpack(granted) }
+end
 redis.call("HSET", name, "copies", 1)
 if state == "lapsed" then
   redis.call("PERSIST", name)
@@ -44,8 +53,7 @@ if state == "lapsed" then
 else
   if state == "dispatched" then hold(id, key, now, dispatch_ms) end
   -- A retry with a delay goes through the broker, though it be offered afterwards.
-  local on_offer = state == "dispatched" and redis.call("HGET", name, "offer")
-  if not on_offer then post(id, now, grace_ms, granted) end
+  post(id, now, grace_ms, granted)
 end
 local reply = { state }
 for _, value in ipairs(granted) do reply[#reply + 1] = value end

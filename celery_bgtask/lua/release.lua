@@ -70,6 +70,7 @@ elseif requeue then
   redis.call("HSET", name, "state", "dispatched")
   watch(id)
   if task[9] or (task[6] and task[7]) then
+    renew_round(id, now)
     dispatch(id, key, now, dispatch_ms, grace_ms, granted)
   else
     hold(id, key, now, dispatch_ms)

@@ -27,7 +27,7 @@ local now = server_ms()
 local granted = {}
 local name = task_of(id)
 local task = redis.call("HMGET", name, "state", "key", "attempt", "worker", "token",
-  "verdict", "body", "rank")
+  "verdict", "body", "rank", "offer", "claimer", "drained")
 local state, key, verdict = task[1], task[2], task[6]
 
 local function leave(place)
@@ -52,6 +52,14 @@ local function hold_again()
   end
 end
 
+-- What is offered, claimed by nobody and not with the broker must be on offer.
+local function offer_again()
+  local is_missing = task[9] and not (task[10] or task[11])
+  if is_missing and not redis.call("ZSCORE", offers_of(task[9]), id) then
+    dispatch(id, key, now, dispatch_ms, grace_ms, granted)
+  end
+end
+
 local function wait_again()
   redis.call("ZREM", slots_of(key), id)
   redis.call("ZREM", LEASES, id)
@@ -66,6 +74,7 @@ local function put_right()
   local holds = state == "dispatched" or state == "running" or state == "stopping"
   if holds then
     hold_again()
+    if state == "dispatched" then offer_again() end
   elseif state == "waiting" then
     wait_again()
   else

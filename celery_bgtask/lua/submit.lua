@@ -192,5 +192,5 @@ if queue ~= "" then
   return answer("offered", attempt)
 end
 hold(id, key, now, dispatch_ms)
-tell_available(id, key, news)
+tell_available(id, key, news, attempt)
 return answer("dispatched", attempt)

@@ -24,7 +24,7 @@ Returns  {swept, lost, granted, owed}: 1 or 0; lost is {id, key, attempt, worker
 Emits    what becomes available.
 Keeps    a task whose lease is renewed is never taken for lost.
 ]]
--- include: attempts, records, verdicts, blocks
+-- include: attempts, records, unwanted, blocks
 
 local worker, interval_ms = ARGV[1], tonumber(ARGV[2])
 local lease_ms, dispatch_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -121,6 +121,8 @@ else
   for _, id in ipairs(due_in(LEASES)) do
     if #granted < GRANT * BATCH then reap(id) end
   end
+  -- Not after a silence either: some workers may not have said that they live.
+  end_all_unwanted(now, now, dispatch_ms, grace_ms, granted)
 end
 
 for _, id in ipairs(due_in(DEADLINES)) do

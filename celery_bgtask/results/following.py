@@ -158,6 +158,10 @@ class Following:
 
         Who is cancelled while it waits follows the task no more; the task goes on.
 
+        Args:
+            timeout: Seconds to wait; ``None``: to the end.
+            propagate: Whether an error of the task is raised, or returned.
+
         Raises:
             celery.exceptions.TimeoutError: After *timeout* seconds without it.
         """

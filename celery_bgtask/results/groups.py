@@ -93,6 +93,10 @@ class Followed:
     def get(self, timeout: float | None = None, propagate: bool = True) -> Any:
         """Wait until all have ended, keeping their deadlines; return the value.
 
+        Args:
+            timeout: Seconds to wait; ``None``: to the end.
+            propagate: Whether an error is raised, or returned in its place.
+
         Raises:
             celery.exceptions.TimeoutError: After *timeout* seconds without it.
         """
@@ -102,6 +106,10 @@ class Followed:
 
     async def aget(self, timeout: float | None = None, propagate: bool = True) -> Any:
         """Wait as :meth:`get` does, without blocking.
+
+        Args:
+            timeout: Seconds to wait; ``None``: to the end.
+            propagate: Whether an error is raised, or returned in its place.
 
         Raises:
             celery.exceptions.TimeoutError: After *timeout* seconds without it.

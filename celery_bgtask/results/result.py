@@ -63,6 +63,9 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
     #: As the submission has set them; ``None`` if it was elsewhere.
     deadlines: Deadlines | None = None
 
+    #: Before that time, monotonic, the task need not have ended; 0: unknown.
+    first_due = 0.0
+
     #: Where the store has the task; ``None``: it is looked for.
     scope: str | None = None
 
@@ -84,6 +87,12 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
         **kwargs: Any,
     ) -> Any:
         """Wait for the result and return it.
+
+        Args:
+            timeout: Seconds to wait; the task goes on afterwards. ``None``: to the end.
+            propagate: Whether an error of the task is raised, or returned.
+            *args: As in Celery.
+            **kwargs: As in Celery.
 
         Raises:
             AcceptTimeout: If no worker has started the task in time.
@@ -119,6 +128,10 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
         are concluded by one. A run that is not stopped goes on as if nothing
         had happened.
 
+        Args:
+            reason: Why, for who waits: in :exc:`.TaskCancelled`.
+            terminate: Whether a body that runs is stopped as well, where its pool can.
+
         Raises:
             StoreUnavailable: If the store does not answer.
         """
@@ -147,7 +160,13 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
         signal: Any = None,
         **_: Any,
     ) -> Cancellation:
-        """End the task, by Celery's name for it."""
+        """End the task, by Celery's name for it.
+
+        Args:
+            connection: Not needed.
+            terminate: As of :meth:`cancel`.
+            signal: Not asked for: the pool chooses.
+        """
         return self.cancel(terminate=terminate)
 
     @property
@@ -195,6 +214,9 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
         """Return the seconds until the task's next deadline, 0 without one."""
         if self.deadlines is not None and not any(self.deadlines):
             return 0.0
+        left = self.first_due - time.monotonic()
+        if left > 0:
+            return left
         scripts = self._scripts()
         try:
             return scripts.phase(self.id).due if scripts else 0.0

@@ -133,7 +133,7 @@ class TaskBody(Task):  # type: ignore[type-arg]  # not generic before Celery 5.7
                     self.progress(done, total, description)
 
     def replace(self, sig: Any) -> Any:
-        """Replace this task by another one that goes on under its id, as in Celery."""
+        """Replace this task by *sig*, which goes on under its id, as in Celery."""
         try:
             return super().replace(sig)
         except Ignore:
@@ -158,6 +158,9 @@ class TaskBody(Task):  # type: ignore[type-arg]  # not generic before Celery 5.7
 
         More than ``block_threshold`` of them within ``block_interval`` seconds
         block the key for ``block_for`` seconds. Outside of a run nothing happens.
+
+        Args:
+            reason: Why, for those who are refused: in :exc:`.KeyBlocked`.
 
         Raises:
             StoreUnavailable: If the store does not answer.

@@ -27,6 +27,7 @@ from celery.utils.log import get_logger
 from .. import outbox
 from ..events import REPLACED, encode_end
 from ..exceptions import FinishTimeout, LeaseLost, StoreUnavailable
+from ..options import options_of
 from ..scripts import Scripts
 from ..scripts.replies import NO_DEADLINES, Deadlines, Granted, Released
 from ..verdicts import error_of
@@ -258,9 +259,16 @@ class Run:
             outbox.publish(self.task.app, self.scripts, self.next)
         elif self.stage is Stage.RELEASED:
             try:
+                if self.end[0] not in states.READY_STATES:
+                    self._offer_next()
                 self._settle()
             except StoreUnavailable as exc:
                 logger.debug("%s was not settled, a sweep will: %s", self.task_id, exc)
+
+    def _offer_next(self) -> None:
+        """Offer the next attempt of an offered task, now that this one has said so."""
+        if options_of(self.task).offered:
+            self.scripts.unclaim(self.task_id, self.token)
 
     def _settle(self) -> None:
         # Celery stores nothing of what was ignored or rejected.

@@ -15,9 +15,11 @@ from .readings import (
     EVERYWHERE,
     AuditRow,
     BlockRow,
+    HolderRow,
     KeyRow,
     Situation,
     audit_of,
+    holders_of,
     situation_of,
 )
 from .replies import GRANT_PARTS, Granted, granted_of
@@ -66,21 +68,36 @@ class OperatorScripts(ScopedScripts):
         """Start nothing more of any key; tell whether that is news."""
         return bool(self._run("pause"))
 
-    def resume(self, publish: Publish) -> None:
-        """End a pause: start what may start."""
-        self._page_grants("resume", publish)
+    def resume(self, publish: Publish) -> bool:
+        """End a pause: start what may start; tell whether there was one."""
+        cursor: Any = b"0"
+        was_paused = False
+        while cursor:
+            was, cursor, *granted = self._run(
+                "resume", cursor, self._dispatch, self._grace
+            )
+            was_paused = was_paused or bool(was)
+            publish(granted_of(granted))
+        return was_paused
 
     def drain(self, publish: Publish) -> int:
         """Publish all that waits; return how many tasks that are."""
-        return self._page_grants("drain", publish)
+        cursor: Any = b"0"
+        count = 0
+        while cursor:
+            cursor, *granted = self._run("drain", cursor, self._dispatch, self._grace)
+            count += len(granted) // GRANT_PARTS
+            publish(granted_of(granted))
+        return count
 
     def block(
         self, key: str, *, reason: str, by: str, seconds: float | None, log_keep: int
-    ) -> None:
-        """Block *key*, for ever without *seconds*."""
+    ) -> bool:
+        """Block *key*, for ever without *seconds*; tell whether that is news."""
         block_ms = -1 if seconds is None else ms(seconds)
         facts = json.dumps({"reason": reason, "by": by})
-        self._run("block", quote(key), facts, block_ms, log_keep, self._tombstone)
+        args = (quote(key), facts, block_ms, log_keep, self._tombstone)
+        return bool(self._run("block", *args))
 
     def strike(
         self,
@@ -149,6 +166,11 @@ class OperatorScripts(ScopedScripts):
                 if cursor == b"0":
                     break
 
+    def holders(self, key: str, most: int = BATCH) -> tuple[int, list[HolderRow]]:
+        """Read the moment, and who holds the slots of *key*."""
+        now, *flat = self._run("holders", quote(key), most)
+        return now, holders_of(flat)
+
     def explain(self, task_id: str) -> Situation:
         """Read all that tells why a task is not running."""
         return situation_of(self._run("explain", task_id, BATCH))
@@ -209,16 +231,6 @@ class OperatorScripts(ScopedScripts):
     def recount(self, drift: int = 0) -> int:
         """Correct the count of the bytes that wait by *drift*, and return it."""
         return int(self._run("recount", drift))
-
-    def _page_grants(self, name: str, publish: Publish) -> int:
-        """Run a script on all keys, a page at a time; count what it grants."""
-        cursor: Any = b"0"
-        count = 0
-        while cursor:
-            cursor, *granted = self._run(name, cursor, self._dispatch, self._grace)
-            count += len(granted) // GRANT_PARTS
-            publish(granted_of(granted))
-        return count
 
     def _names(self) -> Iterator[str]:
         """Yield the names of the scope: a walk through the database, in steps.

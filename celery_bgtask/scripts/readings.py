@@ -15,9 +15,12 @@ __all__ = [
     "EVERYWHERE",
     "AuditRow",
     "BlockRow",
+    "HolderRow",
     "KeyRow",
+    "OfferRow",
     "Situation",
     "audit_of",
+    "holders_of",
     "situation_of",
 ]
 
@@ -96,11 +99,30 @@ class KeyRow(NamedTuple):
         return math.inf if limit is not None and limit < 0 else limit or 0
 
 
-class Situation(NamedTuple):
-    """A task and its key, as ``lua/explain.lua`` reads them; ``None``: nothing.
+class OfferRow(NamedTuple):
+    """An offer: of how many live workers to how many it means nothing.
 
-    *holders* are (id, state, worker, since) of each that holds a slot.
+    *claimer* is the worker that is about to start it, "" for none.
     """
+
+    queue: str
+    told: int
+    ignored: int
+    claimer: str
+
+
+class HolderRow(NamedTuple):
+    """A task that holds a slot; *lease* is ``None`` if it has none."""
+
+    task_id: str
+    state: str
+    worker: str
+    since: int
+    lease: int | None
+
+
+class Situation(NamedTuple):
+    """A task and its key, as ``lua/explain.lua`` reads them; ``None``: nothing."""
 
     now: int
     tombstone: int | None
@@ -117,7 +139,8 @@ class Situation(NamedTuple):
     outbox: int | None = None
     place: int | None = None
     key: KeyRow | None = None
-    holders: tuple[tuple[str, str, str, int], ...] = ()
+    holders: tuple[HolderRow, ...] = ()
+    offer: OfferRow | None = None
 
 
 class AuditRow(NamedTuple):
@@ -148,6 +171,7 @@ class AuditRow(NamedTuple):
     owed: int | None
     run: str
     envelope: bytes
+    offer: str = ""
 
 
 def situation_of(reply: Sequence[Any]) -> Situation:
@@ -158,23 +182,47 @@ def situation_of(reply: Sequence[Any]) -> Situation:
     values += [number_of(attempt) or 0, text_of(worker), text_of(verdict)]
     values += map(number_of, times)
     if rest:
-        lease, outbox, place, key, flat = rest
+        lease, outbox, place, key, flat, offer = rest
         values += [number_of(lease), number_of(outbox), place, KeyRow.of(now, key)]
-        rows = (flat[i : i + 4] for i in range(0, len(flat), 4))
-        values.append(tuple((*map(text_of, row[:3]), row[3]) for row in rows))
+        values.append(tuple(holders_of(flat)))
+        values.append(offer_of(offer) if offer else None)
     return Situation(*values)
+
+
+def offer_of(row: Sequence[Any]) -> OfferRow:
+    """Return the offer of a row; without a claimer that is missing."""
+    queue, told, ignored, *claimer = row
+    return OfferRow(
+        unquote(text_of(queue)),
+        told,
+        ignored,
+        unquote(text_of(claimer[0])) if claimer else "",
+    )
 
 
 def audit_of(now: int, row: Sequence[Any]) -> AuditRow:
     """Return the task of a row."""
     task_id, found, state, key, attempt, worker, token, verdict, *rest = row
-    *numbers, run, envelope = rest
+    *numbers, run, envelope, offer = rest
     values: list[Any] = [now, *map(text_of, (task_id, found, state))]
     values += [None if key is None else text_of(key), number_of(attempt) or 0]
     values += map(text_of, (worker, token, verdict))
     values += map(number_of, numbers)
-    values += [text_of(run), envelope or b""]
+    values += [text_of(run), envelope or b"", text_of(offer)]
     return AuditRow(*values)
+
+
+def holders_of(flat: Sequence[Any]) -> list[HolderRow]:
+    """Return the holders of a reply, as ``lua/includes/describe.lua`` lists them."""
+    size = len(HolderRow._fields)
+    rows = (flat[i : i + size] for i in range(0, len(flat), size))
+    return [
+        HolderRow(
+            text_of(task_id), text_of(state), text_of(worker), since,
+            number_of(lease or None),
+        )
+        for task_id, state, worker, since, lease in rows
+    ]  # fmt: skip
 
 
 def number_of(value: Any) -> int | None:

@@ -22,11 +22,16 @@ class WorkerScripts(ScopedScripts):
     def enlist(
         self, worker: str, ttl: float, *, taker: str, queues: Iterable[str]
     ) -> None:
-        """Note that *worker* lives for *ttl* seconds more; 0: not any more.
+        """Note that *worker* lives for *ttl* seconds more.
 
         By the id *taker* it takes offers from *queues*.
         """
         self._run("enlist", worker, ms(ttl), taker, *map(quote, queues))
+
+    def leave(self, worker: str, *, taker: str, queues: Iterable[str]) -> list[Granted]:
+        """Note that *worker* has gone; what all others ignore ends."""
+        args = (worker, taker, self._dispatch, self._grace)
+        return granted_of(self._run("leave", *args, *map(quote, queues)))
 
     def workers(self) -> tuple[int, list[str]]:
         """Return the server's time in ms, and the workers that live."""
@@ -38,19 +43,20 @@ class WorkerScripts(ScopedScripts):
     ) -> list[Announcement]:
         """Read what is on offer to *worker*, the oldest first."""
         flat = self._run("offers", worker, most, *map(quote, queues))
-        return [
-            Announcement.of(task_id, key, news)
-            for task_id, key, news in zip(*[iter(flat)] * 3, strict=True)
-        ]
+        return [Announcement.of(*row) for row in zip(*[iter(flat)] * 4, strict=True)]
 
     def claim(self, task_id: str, worker: str) -> Granted | None:
         """Take an offer, if it is still there."""
         granted = granted_of(self._run("claim", task_id, worker, self._claim))
         return granted[0] if granted else None
 
-    def unclaim(self, task_id: str, worker: str) -> None:
-        """Offer a task again that was claimed and cannot be started."""
-        self._run("unclaim", task_id, worker, self._dispatch, self._grace)
+    def unclaim(
+        self, task_id: str, worker: str, *, ignored: bool = False
+    ) -> list[Granted]:
+        """Offer a task again that cannot be started; not to *worker*, if *ignored*."""
+        args = (task_id, worker, self._dispatch, self._grace)
+        for_ms = self._tombstone if ignored else 0
+        return granted_of(self._run("unclaim", *args, for_ms))
 
     def ignore(self, task_id: str, worker: str) -> list[Granted]:
         """Note that *worker* does not want an offer; if no live one does, it ends."""

@@ -21,6 +21,7 @@ from celery.utils.log import get_logger
 from celery.worker import state
 from redis.exceptions import ResponseError
 
+from .. import outbox
 from ..exceptions import StoreUnavailable
 from ..extension import Extension
 from ..keys import quote
@@ -80,7 +81,7 @@ class Agent:
         if not self._leaving:
             self._leaving = True
             with contextlib.suppress(StoreUnavailable):  # then it is forgotten in time
-                self._enlist(0.0)
+                self._leave_list()
         self._availability.leave()
         self._heartbeat.leave()
         self._sweep.leave()
@@ -110,15 +111,23 @@ class Agent:
             for lost in self._extension.scripts(scope).renew(self.worker_id, ids):
                 tell_lost(tasks[lost.task_id], lost.task_id, lost.key)
         if not self._leaving:
-            self._enlist(self._extension.settings.lease)
+            self._enlist()
         return self._extension.settings.lease / RENEWALS_PER_LEASE
 
-    def _enlist(self, ttl: float) -> None:
-        """Let others know that this worker lives for so long, and what it takes."""
+    def _enlist(self) -> None:
+        """Let others know that this worker lives, and what it takes."""
+        lease = self._extension.settings.lease
         for scope, queues in self._availability.queues().items():
             self._extension.scripts(scope).enlist(
-                self._hostname, ttl, taker=self.worker_id, queues=queues
+                self._hostname, lease, taker=self.worker_id, queues=queues
             )
+
+    def _leave_list(self) -> None:
+        """Let others know that this worker goes; what they all ignore ends."""
+        for scope, queues in self._availability.queues().items():
+            scripts = self._extension.scripts(scope)
+            granted = scripts.leave(self._hostname, taker=self.worker_id, queues=queues)
+            outbox.publish(self._extension.app, scripts, granted)
 
     def _clean(self) -> float:
         """End what was killed, and sweep when it is time."""

@@ -66,7 +66,7 @@ class Availability:
         self._worker_id = worker_id
         self._intake = intake
         self._heard: deque[Announcement] = deque()
-        self._answers: OrderedDict[str, bool] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str], bool] = OrderedDict()
         self._watched: set[str] = set()
         self._look_at = 0.0
         self._short = False
@@ -122,8 +122,23 @@ class Availability:
                 listener_of(self._app).watch(channel, self._hear, self._look_soon)
 
     def _hear(self, raw: bytes) -> None:
-        self._heard.append(decode_announcement(raw))
-        self._thread.wake()
+        announcement = decode_announcement(raw)
+        if not self._thread.between(lambda: self._take_at_once(announcement)):
+            self._heard.append(announcement)
+            self._thread.wake()
+
+    def _take_at_once(self, announcement: Announcement) -> bool:
+        """Take an offer that no receiver is asked about, on the thread that hears."""
+        task = self._app.tasks.get(announcement.task)
+        if task is None or not self._is_for_us(announcement):
+            return False
+        others_first = self._heard or self._short or self._intake.free <= 0
+        if others_first or task_available.has_listeners(task):
+            return False
+        with contextlib.suppress(StoreUnavailable):
+            self._take(self._scripts_of(task), announcement.task_id)
+            return True
+        return False
 
     def _look_soon(self) -> None:
         """Look at the offers: what was announced meanwhile was not heard."""
@@ -150,22 +165,34 @@ class Availability:
         task = self._app.tasks.get(announcement.task)
         if task is None:
             return
-        wants = self._ask(task, announcement)
-        if not announcement.offered or announcement.queue not in self._consumed:
-            return
-        scripts = self._extension.scripts(options_of(task).scope)
-        if not wants:
-            self._ignore(scripts, announcement.task_id)
+        if not announcement.offered:
+            self._tell(task, announcement)
+        elif self._is_for_us(announcement):
+            self._answer(task, announcement)
+
+    def _is_for_us(self, announcement: Announcement) -> bool:
+        return announcement.offered and announcement.queue in self._consumed
+
+    def _answer(self, task: Any, announcement: Announcement) -> None:
+        scripts, task_id = self._scripts_of(task), announcement.task_id
+        if not self._wants(task, announcement):
+            outbox.publish(self._app, scripts, scripts.ignore(task_id, self._worker_id))
         elif self._intake.free <= 0:
             self._short = True
         else:
-            self._take(scripts, announcement.task_id)
+            self._take(scripts, task_id)
 
-    def _ask(self, task: Any, announcement: Announcement) -> bool:
-        """Tell the receivers, once, and return whether this worker wants the task."""
-        known = self._answers.get(announcement.task_id)
-        if known is not None:
-            return known
+    def _wants(self, task: Any, announcement: Announcement) -> bool:
+        """Tell the receivers, once each time it is available; return their answer."""
+        which = (announcement.task_id, announcement.round)
+        if which not in self._answers:
+            self._answers[which] = self._tell(task, announcement)
+            if len(self._answers) > REMEMBERED:
+                self._answers.popitem(last=False)
+        return self._answers[which]
+
+    def _tell(self, task: Any, announcement: Announcement) -> bool:
+        """Tell the receivers; return whether none of them says ``IGNORE``."""
         answers = task_available.send(
             sender=task,
             task_id=announcement.task_id,
@@ -173,15 +200,10 @@ class Availability:
             metadata=announcement.metadata,
             queue=announcement.queue,
         )
-        wants = all(answer is not IGNORE for _, answer in answers)
-        if announcement.offered:
-            self._remember(announcement.task_id, wants=wants)
-        return wants
+        return all(answer is not IGNORE for _, answer in answers)
 
-    def _remember(self, task_id: str, *, wants: bool) -> None:
-        self._answers[task_id] = wants
-        if len(self._answers) > REMEMBERED:
-            self._answers.popitem(last=False)
+    def _scripts_of(self, task: Any) -> Scripts:
+        return self._extension.scripts(options_of(task).scope)
 
     def _take(self, scripts: Scripts, task_id: str) -> None:
         offer = scripts.claim(task_id, self._worker_id)
@@ -189,26 +211,16 @@ class Availability:
             return  # another one was faster
 
         def give_back(fits: bool) -> None:
+            """Offer it again; not to this worker if it does not fit."""
             with contextlib.suppress(StoreUnavailable):  # then the claim runs out
-                self._give_back(scripts, task_id, fits=fits)
+                granted = scripts.unclaim(task_id, self._worker_id, ignored=not fits)
+                outbox.publish(self._app, scripts, granted)
 
         try:
             self._intake.put(self._message_of(offer, give_back))
         except Exception:
             logger.exception("Task %s was claimed and cannot be started.", task_id)
             give_back(False)
-
-    def _give_back(self, scripts: Scripts, task_id: str, *, fits: bool) -> None:
-        """Offer a claimed task again; not to this worker if it does not fit."""
-        if not fits:
-            self._remember(task_id, wants=False)
-        scripts.unclaim(task_id, self._worker_id)
-        if not fits:
-            self._ignore(scripts, task_id)
-
-    def _ignore(self, scripts: Scripts, task_id: str) -> None:
-        granted = scripts.ignore(task_id, self._worker_id)
-        outbox.publish(self._app, scripts, granted)
 
     def _message_of(
         self, offer: Granted, give_back: Callable[[bool], None]

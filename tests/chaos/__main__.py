@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 from tests.chaos.driver import run_chaos
 
@@ -25,20 +28,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--broker", choices=["redis", "rabbitmq"], default="redis")
-    parser.add_argument("--logs", action="store_true", help="print them on a violation")
     asked = parser.parse_args()
     amqp = os.environ.get("BGTASK_TEST_AMQP_URL", AMQP)
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     report = run_chaos(
         asked.seed,
         asked.minutes * 60,
+        folder,
         amqp=amqp if asked.broker == "rabbitmq" else None,
         say=lambda line: print(line, flush=True),
     )
     print(report)
     if report.violations:
-        if asked.logs:
-            print(report.logs)
+        print(f"logs: {folder}")
         print(f"again: make chaos SEED={asked.seed} MINUTES={asked.minutes:g}")
+    else:
+        shutil.rmtree(folder)
     return bool(report.violations)
 
 

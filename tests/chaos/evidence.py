@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ CUTS = frozenset({"cut_line", "part_line", "hold_line"})
 OUTAGES = frozenset({"kill_store", "pause_store"})
 
 #: Those that end what a process runs.
-KILLS = frozenset({"kill_worker", "kill_child", "quit_worker"})
+KILLS = frozenset({"kill_worker", "kill_child", "quit_worker", "crashed"})
 
 #: Seconds without a beat after which a worker counts as halted by its machine.
 STALL = 1.5
@@ -116,6 +117,13 @@ class Evidence:
             if silence.end > first and start <= last and end >= first:
                 return "+".join(sorted(silence.kinds))
         return ""
+
+    def has(self, start: float, end: float, kinds: Collection[str]) -> bool:
+        """Tell whether faults of these kinds fall between two times."""
+        return any(
+            fault.kind in kinds and fault.start <= end and fault.end >= start
+            for fault in self.faults
+        )
 
     def was_unheard(self, worker: str, start: float, end: float) -> bool:
         """Tell whether store or broker could not be reached for some of the time."""

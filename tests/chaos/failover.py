@@ -27,6 +27,7 @@ from celery_bgtask.testing import EmbeddedServer
 from tests.chaos.tasks import LIMITS, task_of
 from tests.chaos.world import LEASE, SIDES, World, kill_server
 from tests.helpers import owed_keys, wait_until
+from tests.smoke.nodes import WorkerContainer
 
 
 KINDS = ("line", "two", "three", "four", "offered")
@@ -49,14 +50,15 @@ class Failover:
         self.standby = Redis.from_url(replica.url, decode_responses=True)
         self.calls: dict[str, tuple[str, float]] = {}
         self.figures: dict[str, object] = {}
+        self.workers: list[WorkerContainer] = []
+        self.restarts = 0
 
     def run(self, *, lag: float, seconds: float) -> dict[str, object]:
         """Work, fail over, heal; return what was measured."""
         primary = self.world.store
         self.standby.replicaof("127.0.0.1", primary.port)
         wait_until(self._is_synced, that="the replica has all")
-        for _ in SIDES:
-            self.world.start_worker(newer=False)
+        self.workers = [self.world.start_worker(newer=False) for _ in SIDES]
         self.world.wait_for_workers()
         self._submit("before", seconds)
         # From here on the replica gets nothing: a link that is cut, or a replica that
@@ -88,6 +90,7 @@ class Failover:
                 print(f"  {task_id}: {type(exc).__name__}: {exc}")
             else:
                 self.calls[task_id] = (kind, self.world.now())
+            self._supervise()
             time.sleep(0.08)
 
     def _heal(self, failover: float) -> None:
@@ -121,12 +124,21 @@ class Failover:
         last, since = -1, time.monotonic()
         while True:
             left = [i for i in self.calls if self._state(i) not in states.READY_STATES]
+            self._supervise()
             now = time.monotonic()
             if len(left) != last:
                 last, since = len(left), now
             if not left or now - since > 2 * LEASE or now > end:
                 return left
             time.sleep(0.5)
+
+    def _supervise(self) -> None:
+        """Start workers again that have ended, as a service manager does."""
+        for number, worker in enumerate(self.workers):
+            if worker.status == "exited":
+                self.restarts += 1
+                self.world.ledger.gone(worker.name)
+                self.workers[number] = self.world.start_worker(newer=False)
 
     def _measure(self, cut: float, failover: float) -> None:
         runs = self.world.ledger.runs()
@@ -145,6 +157,7 @@ class Failover:
             for kind in KINDS
         }
         figures["seconds above a limit"] = round(self._excess(), 2)
+        figures["workers that ended, and were started again"] = self.restarts
         after = [run.started for run in runs if run.started > failover]
         figures["first start after the failover"] = (
             f"{min(after) - failover:.1f} s" if after else "none"

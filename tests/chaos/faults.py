@@ -58,6 +58,9 @@ WEIGHTS = {
     "cut_broker": 0,
 }
 
+#: Seconds that a worker takes to end of itself, at most: what it ran is gone first.
+CRASH = 10.0
+
 Undo = Callable[[], None]
 
 
@@ -92,6 +95,7 @@ class Faults:
         at = time.monotonic() + 1.0
         while (now := time.monotonic()) < end:
             self._undo_until(now)
+            self.supervise()
             if now >= at:
                 (kind,) = self.dice.choices(
                     list(self._weights), list(self._weights.values())
@@ -100,6 +104,19 @@ class Faults:
                 at = time.monotonic() + self.dice.uniform(0.3, 2 * self._pause)
             time.sleep(0.05)
         self._undo_until(float("inf"))
+
+    def supervise(self) -> None:
+        """Replace workers that have ended of themselves, as a service manager does.
+
+        kombu 5.7 raises where it gives back messages over a connection that is gone
+        (``'NoneType' object has no attribute 'hostname'``), and ends its worker.
+        """
+        for number, worker in enumerate(self._workers):
+            if worker.status == "exited":
+                worker.kill("SIGKILL")
+                self.world.ledger.gone(worker.name)
+                self._end(self._note("crashed", worker.name, ago=CRASH))
+                self._workers[number] = self._start_worker()
 
     # Processes
 
@@ -185,8 +202,7 @@ class Faults:
         kill_server(self.world.store)
 
         def start() -> None:
-            self.world.store.start()
-            self.world.wait_for_store()
+            self.world.start_store()
             self._end(fault)
 
         self._later(self.dice.choice([0.1, 1.0, LEASE]), "", start)
@@ -294,8 +310,8 @@ class Faults:
             with contextlib.suppress(RedisError):
                 self.world.redis.execute_command(*command)
 
-    def _note(self, kind: str, target: str, *, pid: int = 0) -> Fault:
-        fault = Fault(kind, target, self.world.now(), pid=pid)
+    def _note(self, kind: str, target: str, *, pid: int = 0, ago: float = 0.0) -> Fault:
+        fault = Fault(kind, target, self.world.now() - ago, pid=pid)
         self.done.append(fault)
         return fault
 

@@ -102,7 +102,11 @@ class Proxy:
             return
         self._writers |= {writer, back}
         try:
-            await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+            # Cancelled at the end of all: asyncio would tell of it as of an error.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(
+                    self._pump(reader, back), self._pump(there, writer)
+                )
         finally:
             self._writers -= {writer, back}
             for each in (writer, back):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.chaos.driver import run_chaos
@@ -20,9 +22,9 @@ SEED = 20
 SECONDS = 18.0
 
 
-def test_what_is_promised_holds_whatever_dies() -> None:
+def test_what_is_promised_holds_whatever_dies(tmp_path: Path) -> None:
     """Workers, producers, the store and the lines between them fail by chance."""
-    report = run_chaos(SEED, SECONDS, rate=6.0)
+    report = run_chaos(SEED, SECONDS, tmp_path, rate=6.0)
 
-    assert not report.violations, f"{report}\n{report.logs}"
+    assert not report.violations, f"{report}\nlogs in {tmp_path}"
     assert report.figures["runs"]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from celery import states
 
-from tests.chaos.evidence import Call, Evidence
+from tests.chaos.evidence import KILLS, Call, Evidence
 from tests.chaos.tasks import LIMITS
 from tests.chaos.world import DISPATCH_LEASE
 from tests.smoke.ledger import Run
@@ -27,6 +27,15 @@ HONOUR = 5.0
 
 #: What a task may have been for a cancellation to keep it from starting.
 NOT_STARTED = frozenset({"waiting", "dispatched", "offered", "lapsed"})
+
+
+#: What Celery makes of a task that it could not publish again (a retry), or whose
+#: result it could not store, while store or broker were away.
+OUTAGE_ERRORS = frozenset({"Reject", "ConnectionError", "TimeoutError"})
+
+
+#: What Celery and we say of a task whose process is gone.
+LOSSES = frozenset({"TaskLost", "WorkerLostError"})
 
 
 class Violation(NamedTuple):
@@ -64,29 +73,27 @@ def outcome(seen: Evidence, call: Call) -> Iterator[Violation]:
         yield Violation("no outcome", task_id, f"{state} after {len(runs)} runs")
     if len(stored) > 1:
         yield Violation("two outcomes", task_id, ", ".join(sorted(stored)))
-    if state == states.SUCCESS and not any("done" in run.marks for run in runs):
-        yield Violation("untrue outcome", task_id, "no body came to its end")
-    if state == states.REVOKED and not call.cancelled:
-        yield Violation("untrue outcome", task_id, "nobody cancelled it")
-    # Celery rejects what it could not publish again: a retry during an outage.
-    unable = error == "Reject" and any(
-        seen.was_unheard(run.worker, run.started, run.ended or run.seen) for run in runs
-    )
-    if (
-        state == states.FAILURE
-        and error not in ("ValueError", "TaskLost")
-        and not unable
-    ):
-        yield Violation("untrue outcome", task_id, error)
-    if error == "TaskLost" and not any(
-        seen.killed(run, run.started, run.ended or run.seen)
-        or seen.has_lost(run.worker, run.started, run.ended or run.seen, HONOUR)
-        for run in runs
-    ):
-        # Killed between its acceptance and its body's first line, it has no run.
-        kinds = [fault.kind for fault in seen.faults if fault.end >= call.at]
-        if not any("kill_" in kind or "worker" in kind for kind in kinds):
-            yield Violation("untrue outcome", task_id, "lost without a cause")
+    if final and not is_true(seen, call, runs):
+        yield Violation("untrue outcome", task_id, f"{state} {error}")
+
+
+def is_true(seen: Evidence, call: Call, runs: list[Run]) -> bool:
+    """Tell whether a final state has a reason in what has happened."""
+    state, error = seen.final[call.task_id]
+    stored = [at for at, _ in seen.stored[call.task_id]]
+    end = stored[0] if stored else float("inf")
+    if state == states.SUCCESS:
+        return any("done" in run.marks for run in runs)
+    if state == states.REVOKED:
+        # A cold shutdown revokes what it has and has acknowledged: Celery's way.
+        return bool(call.cancelled) or seen.has(call.at, end, {"quit_worker"})
+    if error in LOSSES:
+        return seen.has(call.at, end, KILLS) or any(
+            seen.has_lost(run.worker, run.started, end, HONOUR) for run in runs
+        )
+    if error in OUTAGE_ERRORS:
+        return any(seen.was_unheard(r.worker, r.started, end) for r in runs)
+    return error == "ValueError" and bool(runs)
 
 
 def cancellation(seen: Evidence, call: Call) -> Iterator[Violation]:

@@ -362,6 +362,9 @@ def test_a_message_that_is_lost(
     [finding] = task.control.check()
 
     assert (finding.problem, finding.subject) == ("message-lost", result.id)
+    assert finding.detail.startswith("probably its message is lost: it is dispatched")
+    assert "That is a guess" in finding.detail
+    assert finding.detail.endswith("publish it again: should both arrive, one starts")
     assert finding.remedy == f"celery bgtask redispatch {result.id}"
     assert task.control.redispatch(result.id)
     assert task.control.check() == []
@@ -397,6 +400,34 @@ def test_a_server_that_drops_keys(task: Any, store: Store, redis: Redis) -> None
     assert finding.problem == "eviction"
     assert finding.remedy == "redis-cli CONFIG SET maxmemory-policy noeviction"
     assert task.control.check() == []
+
+
+def test_an_offer_is_no_lost_message(
+    declare: Any, app: Celery, redis: Redis, store: Store
+) -> None:
+    """However long nobody takes it, whoever has claimed it: no queue has it."""
+    task = declare("offered", delivery="offer", max_per_key=None)
+    offers = Store(app, task, redis)
+    results = [task.delay("k") for _ in range(2)]
+    offers.scripts.claim(results[0].id, "w")
+    for result in results:
+        redis.zincrby(offers("slots:k"), -20_000, result.id)
+
+    assert task.control.check() == []
+
+
+def test_an_offer_to_nobody(
+    declare: Any, app: Celery, redis: Redis, store: Store
+) -> None:
+    """It is in no queue's offers, and no worker has claimed it."""
+    task = declare("offered", delivery="offer", max_per_key=None)
+    offers = Store(app, task, redis)
+    result = task.delay("k")
+    redis.delete(offers(f"offers:{app.conf.task_default_queue}"))
+
+    mended(task, ("not-on-offer", result.id))
+
+    assert offers.scripts.claim(result.id, "w") is not None
 
 
 def test_every_problem_has_a_test() -> None:

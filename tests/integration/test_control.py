@@ -210,18 +210,18 @@ def test_a_pause_stops_all_keys_and_its_end_starts_them(
     end: Any, task: Any, queued: Queued, run_all: Any
 ) -> None:
     """Nothing more starts, twice or once; a resume starts all there is room for."""
-    task.control.pause()
-    task.control.pause()
+    assert task.control.pause()
+    assert not task.control.pause(), "it was paused already"
     results = [task.delay(str(n), value=n) for n in range(150)]
     assert queued() == []
     assert task.control.stats("3").paused
     assert task.control.stats("3").limit == 0
 
-    task.control.resume()
+    assert task.control.resume()
 
     assert len(queued()) == 150
     assert not task.control.stats("3").paused
-    task.control.resume()
+    assert not task.control.resume(), "it was not paused"
     assert queued() == []
     end(*results)
 
@@ -292,8 +292,8 @@ def test_a_blocked_key_refuses(
 
 def test_a_block_without_a_time_lasts(task: Any) -> None:
     """Until it is ended by hand; a new one replaces it."""
-    task.control.block("k", "first", seconds=60)
-    task.control.block("k", "second")
+    assert task.control.block("k", "first", seconds=60)
+    assert not task.control.block("k", "second"), "it was blocked already"
 
     with pytest.raises(KeyBlocked) as caught:
         task.delay("k")

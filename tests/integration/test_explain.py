@@ -91,7 +91,9 @@ def test_more_hold_the_key_than_may(task: Any) -> None:
         task.delay("k")
     task.control.set_limit("k", 2)
 
-    found = explained(task, task.delay("k"), "key-full", "are taken, 3, of 2")
+    found = explained(
+        task, task.delay("k"), "key-full", "3 tasks hold slots of 'k', which has 2"
+    )
 
     assert len(found.holders) == 3
 
@@ -241,6 +243,57 @@ def test_an_id_that_nobody_knows(task: Any, app: Celery) -> None:
     assert (found.key, found.state, found.holders) == (None, "", ())
 
 
+@pytest.fixture
+def offered(app: Celery, declare: Callable[..., Any]) -> Any:
+    """A task that is offered to the workers of a queue."""
+    app.conf.task_default_queue = "somewhere"
+    return declare("offered", delivery="offer", when_full="wait")
+
+
+def test_an_offer(app: Celery, offered: Any) -> None:
+    """How many workers were told, how many do not want it, and until when."""
+    scripts = extension_of(app).scripts(offered.bgtask.scope)
+    result = offered.delay("k")
+    explained(offered, result, "offered", "no worker takes offers from queue 'some")
+
+    for name in ("a", "b", "c"):
+        queues = ["elsewhere" if name == "c" else "somewhere"]
+        scripts.enlist(f"{name}@host", 60, taker=name, queues=queues)
+    scripts.ignore(result.id, "b")
+
+    found = explained(
+        offered, result, "offered",
+        "2 workers were told, 1 ignored it; nobody has claimed it. It ends in",
+    )  # fmt: skip
+    assert (found.state, found.dispatch_lease_until) == ("dispatched", None)
+
+
+def test_an_offer_that_is_claimed(app: Celery, offered: Any) -> None:
+    """By whom; it is on offer again unless that one starts it."""
+    scripts = extension_of(app).scripts(offered.bgtask.scope)
+    result = offered.delay("k")
+    scripts.claim(result.id, "w%40host/1")
+
+    explained(offered, result, "claimed", "Worker w@host/1 has claimed it")
+
+
+def test_an_offer_of_a_paused_task(offered: Any) -> None:
+    """Nobody may claim it."""
+    result = offered.delay("k")
+    offered.control.pause()
+
+    explained(offered, result, "paused", "It is on offer, and no worker may claim it")
+
+
+def test_an_offer_that_was_drained(offered: Any) -> None:
+    """It went to the broker, for workers that know nothing of offers."""
+    offered.delay("k")
+    waits = offered.delay("k")
+    offered.control.drain()
+
+    explained(offered, waits, "with-broker", "its message is with the broker")
+
+
 def test_every_reason_has_a_test() -> None:
     """The set of reasons is closed."""
     text = Path(__file__).read_text(encoding="utf-8")
@@ -255,7 +308,49 @@ def test_a_thousand_holders_are_counted_and_some_are_named(declare: Any) -> None
         task.delay("k")
 
     found = explained(
-        task, task.delay("k"), "key-full", "all slots of 'k' are taken, 150"
+        task, task.delay("k"), "key-full", "all 150 slots of 'k' are taken"
     )
 
     assert (len(found.holders), found.held) == (100, 150)
+
+
+@pytest.mark.parametrize(
+    ("slots", "sentence"),
+    [
+        (1, "the only slot of 'k' is taken, and it is the next"),
+        (2, "both slots of 'k' are taken, and it is the next"),
+        (3, "all 3 slots of 'k' are taken, and it is the next"),
+    ],
+)
+def test_slots_are_counted_as_people_do(
+    declare: Any, slots: int, sentence: str
+) -> None:
+    """One, two, many; and more than there are, after the limit was lowered."""
+    task = declare(max_per_key=slots, when_full="wait")
+    for _ in range(slots):
+        task.delay("k")
+    waiting = task.delay("k")
+
+    explained(task, waiting, "key-full", sentence)
+
+    task.control.set_limit("k", 5)
+    for _ in range(5):
+        task.delay("k")
+    task.control.set_limit("k", slots)
+    last = task.delay("k")
+    explained(
+        task, last, "behind-others", f"5 tasks hold slots of 'k', which has {slots} now"
+    )
+
+
+def test_who_holds_a_slot_is_told_with_what_is_left_of_its_lease(task: Any) -> None:
+    """Of a key, and of the key of a task."""
+    holder, waiting = task.delay("k"), task.delay("k")
+
+    (found,) = task.control.holders("k")
+
+    assert (found.task_id, found.state, found.worker) == (holder.id, "dispatched", "")
+    lease = extension_of(task.app).settings.dispatch_lease
+    assert found.lease_until == pytest.approx(found.since + lease, abs=0.1)
+    assert task.control.explain(waiting.id).holders == (found,)
+    assert task.control.holders("another") == []

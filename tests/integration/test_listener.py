@@ -890,7 +890,7 @@ def test_a_store_that_forgot_a_run_still_tells_of_its_end(
 
 def test_the_app_is_current_where_callbacks_run(app: Celery) -> None:
     """So they may submit shared tasks: an app is current in its own thread only."""
-    task = app.task(base=BgTask, name="current", shared=False)(lambda: None)
+    task = app.task(base=BgTask, name="current", shared=False)(nothing)
     result = task.delay()
     seen: list[Celery] = []
 
@@ -899,3 +899,7 @@ def test_the_app_is_current_where_callbacks_run(app: Celery) -> None:
 
     wait_until(lambda: seen, that="the callback has run")
     assert seen == [app]
+
+
+def nothing() -> None:
+    """Do nothing."""

@@ -29,7 +29,7 @@ def calls(app: Celery, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def counted(name: str) -> bool:
         thread = threading.current_thread().name
         # A worker that leaves says so, once.
-        return not thread.startswith("bgtask") and name not in {"stats", "enlist"}
+        return not thread.startswith("bgtask") and name not in {"stats", "leave"}
 
     def spy_run(self: Link, script: Any, tag: str, args: Any) -> Any:
         if counted(script.name):

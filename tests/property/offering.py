@@ -59,13 +59,15 @@ class OfferedMachine(ScriptsMachine):
     def look(self, *, moved: Iterable[str] = (), over: bool = False) -> Scope:
         """Compare the offers, too: who comes later, comes behind."""
         before = self.scope
-        # What was claimed and is on offer again holds its slot anew.
-        claimed = {t for t, record in before.tasks.items() if "claimer" in record}
+        # What was claimed, or drained, and is on offer again holds its slot anew.
+        claimed = {t for t in before.tasks if "offer" in before.tasks[t]}
+        claimed -= set(before.on_offer())
         after = super().look(moved={*moved, *claimed}, over=over)
         for queue, offers in after.offers.items():
             known = dict(before.offers.get(queue, ()))
             for task_id, score in offers:
-                peers = [s for i, s in known.items() if s // RANK == score // RANK]
+                peers = [known[i] for i, _ in offers if i in known]
+                peers = [other for other in peers if other // RANK == score // RANK]
                 assert task_id in known or score > max(peers, default=0), (
                     f"[offer-order] {task_id} is before {known} in {offers}"
                 )
@@ -221,6 +223,17 @@ class OfferedMachine(ScriptsMachine):
         offered = self.scope.on_offer()
         for worker in sorted(some):
             self._ignore(offered[n % len(offered)], worker)
+
+    @precondition(lambda self: self.scope.offers and self.scope.takers)
+    @rule(n=picks)
+    def all_that_live_ignore(self, n: int) -> None:
+        """Nobody who could take an offer wants it."""
+        offered = self.scope.on_offer()
+        task_id = offered[n % len(offered)]
+        takers = self.scope.takers.get(self.scope.tasks[task_id]["offer"], {})
+        for worker in sorted(takers):
+            if takers[worker] > self.scope.now:
+                self._ignore(task_id, worker)
 
     def _ignore(self, task_id: str, worker: str) -> None:
         before = self.scope

@@ -12,7 +12,7 @@ from tests.property.steering import SteeredMachine
 
 
 MODEL = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

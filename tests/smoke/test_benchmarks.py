@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +43,41 @@ def test_the_latency_of_reports_is_printed_beside_a_bare_publish() -> None:
     assert told, shown.stdout
     made, taken, arrived = map(int, told.groups())
     assert made >= taken == arrived >= 10
+
+
+#: What a loaded machine reaches at least, half of what was measured on one.
+BOUNDS = {
+    "throughput": ("at least", 0.4),
+    "delay": ("at least", 0.3),
+    "left": ("at most", 0),
+}
+
+
+@pytest.mark.timeout(240)
+def test_the_table_has_its_rows_and_none_is_far_off(tmp_path: Path) -> None:
+    """Ratios of one run, printed within 80 columns and written as JSON."""
+    environment = {name: os.environ[name] for name in os.environ if name != "REDIS_URL"}
+    file = tmp_path / "figures.json"
+    shown = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks", "--short"),
+            *("--json", str(file), "--only", *BOUNDS),
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
+    )
+
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    lines = shown.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line for line in lines if "no-op tasks per second" in line]
+    figures: dict[str, Any] = json.loads(file.read_text())
+    assert set(figures["rows"]) == set(BOUNDS)
+    assert figures["machine"]["packages"]["celery"]
+    for name, (sense, bound) in BOUNDS.items():
+        median = figures["rows"][name]["median"]
+        assert median <= bound if sense == "at most" else median >= bound, shown.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -100,10 +101,16 @@ def test_keys_show_and_top_say_what_runs_and_waits(
     shown = cli("show", key, *EXPORT)
     assert shown.lines[0].endswith(": full: the next starts when one ends")
     assert "2 taken: 2 running, 0 dispatched" in shown.out
+    for holder in results[:2]:
+        (line,) = [one for one in shown.lines if holder.id in one]
+        assert re.search(r" running on \S+@\S+ for \d+s, lease for \d+s$", line), line
 
     (as_listed,) = cli("keys", "--json").json
     (as_shown,) = cli("show", key, "--json").json
     (picture,) = cli("top", "--count", "1", "--json").json
+    holders = as_shown.pop("holders")
+    assert {holder["task_id"] for holder in holders} == {r.id for r in results[:2]}
+    assert all(holder["lease_until"] > time.time() for holder in holders)
     assert as_listed == as_shown == picture["busiest"][0]
     assert (as_shown["key"], as_shown["scope"]) == (key, f"{MODULE}.export")
     assert (as_shown["held"], as_shown["capacity"], as_shown["limit"]) == (2, 0, 2)
@@ -182,7 +189,7 @@ def test_pause_and_resume_hold_for_all_tasks_that_share_keys(
     assert "(paused)" in cli("explain", results[0].id).out
 
     assert cli("resume", "--task", "messages", "--json").json == [
-        {"scope": "messages", "paused": False}
+        {"scope": "messages", "paused": False, "changed": True}
     ]
     wait_until(lambda: text.control.stats(key).running == 2, within=15, that="both run")
     finish(smoke, results, key)
@@ -193,9 +200,11 @@ def test_pause_and_resume_of_all(smoke: SmokeSetup, cli: CommandLine) -> None:
     scopes = ["messages", f"{MODULE}.export", f"{MODULE}.report"]
 
     assert cli("pause", "--all", "--json").json == [
-        {"scope": scope, "paused": True} for scope in scopes
+        {"scope": scope, "paused": True, "changed": True} for scope in scopes
     ]
+    assert cli("pause", "--all").out.count("was paused already") == 3
     assert len(cli("resume", "--all").lines) == 3
+    assert cli("resume", "--all").out.count("was not paused.") == 3
 
 
 def test_a_blocked_key_is_listed_and_goes_on_when_it_is_unblocked(
@@ -215,8 +224,10 @@ def test_a_blocked_key_is_listed_and_goes_on_when_it_is_unblocked(
     assert 7000 < block["remaining"] <= 7200
     assert r"it fails\nalways" in cli("show", key, *EXPORT).out
 
+    assert "blocked already" not in words.out
+    assert "It was blocked already" in cli("block", key, *EXPORT).out
     (again,) = cli("block", key, *EXPORT, "--json").json
-    assert again["blocked"]
+    assert (again["blocked"], again["changed"]) == (True, False)
     assert again["until"] is None
     assert row_of_block(cli("blocked").lines, key)[0] == "-"
 

@@ -129,6 +129,22 @@ def test_what_all_workers_ignore_ends_at_once(
     assert not smoke.ledger.starts(result.id)
 
 
+def test_what_all_ignore_ends_with_the_last_that_might_not(
+    smoke: SmokeSetup, job: Any, key: str
+) -> None:
+    """A worker that says nothing is waited for, until it is taken for dead."""
+    silent = smoke.start_worker("silent", tasks=MODULE)
+    silent.pause()
+    result = job.apply_async((key,), metadata={"not": "anybody"})
+    for worker in smoke.workers[:2]:
+        wait_for_news(smoke, worker, result.id)
+
+    silent.container.kill("SIGKILL")
+
+    with pytest.raises(AcceptTimeout):
+        result.get(SOON)
+
+
 def test_what_nobody_takes_ends_after_its_accept_timeout(
     smoke: SmokeSetup, job: Any, key: str
 ) -> None:
@@ -203,9 +219,37 @@ def about(smoke: SmokeSetup, worker: SmokeWorker, task_id: str) -> list[Any]:
     return [fact for fact in facts if fact["task_id"] == task_id]
 
 
-def wait_for_news(smoke: SmokeSetup, worker: SmokeWorker, task_id: str) -> list[Any]:
+def wait_for_news(
+    smoke: SmokeSetup, worker: SmokeWorker, task_id: str, *, times: int = 1
+) -> list[Any]:
     """Wait until a worker's receivers were told of a task; return what."""
-    return wait_until(lambda: about(smoke, worker, task_id), within=SOON)
+    wait_until(lambda: len(about(smoke, worker, task_id)) >= times, within=SOON)
+    return about(smoke, worker, task_id)
+
+
+def test_workers_are_asked_again_for_each_attempt(
+    smoke: SmokeSetup, job: Any, key: str
+) -> None:
+    """A retry is another chance to take it, or not to."""
+    result = job.delay(key, "retry", times=2, pause=0)
+
+    assert result.get(SOON) == "done"
+    for worker in smoke.workers:
+        wait_for_news(smoke, worker, result.id, times=3)
+
+
+def test_workers_are_not_told_of_what_is_offered_to_others(
+    smoke: SmokeSetup, job: Any, key: str
+) -> None:
+    """They do not consume its queue, and could not take it."""
+    foreign = job.apply_async((key,), queue=f"nobody-{key}")
+    own = job.delay(key)
+    own.get(SOON)
+
+    for worker in smoke.workers:
+        wait_for_news(smoke, worker, own.id)
+        assert not about(smoke, worker, foreign.id)
+    foreign.cancel()
 
 
 def test_workers_are_told_of_what_the_broker_delivers(
@@ -534,6 +578,8 @@ def captured_events(app: Any) -> Iterator[list[dict[str, Any]]]:
     thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
     thread.start()
     assert ready.wait(10)
+    # Only what is heard tells that the server has the subscription: a heartbeat.
+    wait_until(lambda: events, within=SOON, that="workers are heard")
     try:
         yield events
     finally:

@@ -16,6 +16,7 @@ import kombu.common
 import pytest
 import redis
 from celery import Celery, Task, shared_task
+from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend, DisabledBackend
 from celery.backends.redis import RedisBackend
 from celery.concurrency import gevent, prefork
@@ -39,6 +40,7 @@ trace: Any = import_module("celery.app.trace")
 create_request_cls: Any = import_module("celery.worker.request").create_request_cls
 state: Any = import_module("celery.worker.state")
 Request: Any = import_module("celery.worker.request").Request
+consumer: Any = import_module("celery.backends.redis").ResultConsumer
 common: Any = import_module("billiard.common")
 einfo: Any = import_module("billiard.einfo")
 
@@ -297,8 +299,12 @@ INTERNALS: dict[str, Callable[[Celery], object]] = {
     ),
     "Backend.persistent": lambda _: isinstance(Backend.persistent, bool),
     "DisabledBackend": lambda _: issubclass(DisabledBackend, Backend),
-    "ResultConsumer.cancel_for": lambda _: accepts(
-        RedisBackend.ResultConsumer.cancel_for, "task_id"
+    "Backend.on_task_call": lambda _: (
+        accepts(RedisBackend.on_task_call, "producer", "task_id")
+        and "self.backend.on_task_call(P, task_id)" in source_of(Celery.send_task)
+        and "self.result_consumer.consume_from(task_id)"
+        in source_of(vars(AsyncBackendMixin)["_add_pending_result"])
+        and "result._iter_meta(" in source_of(consumer.on_wait_for_pending)
     ),
     "ConnectionPool.connection_class": lambda _: (
         redis.ConnectionPool().connection_class is Connection

@@ -53,6 +53,7 @@ CALLS: dict[str, Any] = {
     "unblock": lambda s: s.unblock("key", list),
     "blocks": lambda s: list(s.blocks()),
     "block_log": lambda s: s.block_log("key"),
+    "holders": lambda s: s.holders("key"),
     "explain": lambda s: s.explain("id"),
     "free": lambda s: s.free("key", "id", "cancelled"),
     "redispatch": lambda s: s.redispatch("id", 1),
@@ -71,6 +72,7 @@ CALLS: dict[str, Any] = {
     "standing": lambda s: s.standing("id", "t"),
     "phase": lambda s: s.phase("id"),
     "enlist": lambda s: s.enlist("w@host", 30.0, taker="w", queues=["celery", "b"]),
+    "leave": lambda s: s.leave("w@host", taker="w", queues=["celery", "b"]),
     "offers": lambda s: s.offers("w", 10, ["celery", "b"]),
     "claim": lambda s: s.claim("id", "w"),
     "unclaim": lambda s: s.unclaim("id", "w"),
@@ -101,13 +103,14 @@ REPLIES: dict[str, Any] = {
     "keys": [b"0", 0, KEY],
     "set_limit": [],
     "pause": 1,
-    "resume": [b""],
+    "resume": [1, b""],
     "drain": [b""],
     "block": 1,
     "strike": b"counted",
     "unblock": [1],
     "blocks": [b"0", 0],
     "block_log": [0],
+    "holders": [0],
     "explain": [0, None, [None] * 10],
     "free": [b"running"],
     "redispatch": [b"dispatched"],
@@ -118,7 +121,8 @@ REPLIES: dict[str, Any] = {
     "enlist": [1],
     "offers": [],
     "claim": [],
-    "unclaim": 1,
+    "unclaim": [],
+    "leave": [],
     "ignore": [],
     "join": 1,
     "answer": 1,
@@ -244,8 +248,8 @@ def test_the_states_are_the_ones_the_scripts_write() -> None:
 
     written = set()
     for text in SOURCES.values():
-        written |= set(re.findall(r'"HSET".*?"state", "(\w+)"', text))
-        written |= set(re.findall(r'\b(?:lapse|record)\([^"\n]*"(\w+)"', text))
+        written |= set(re.findall(r'(?:"HSET".*?|\{ )"state", "(\w+)"', text))
+        written |= set(re.findall(r'\b(?:lapse|record)\([^"{\n]*"(\w+)"', text))
 
     assert listed == written
 

@@ -15,7 +15,8 @@ from redis.retry import Retry
 from celery_bgtask.config import Settings
 from celery_bgtask.exceptions import StoreUnavailable
 from celery_bgtask.extension import extension_of
-from celery_bgtask.store import Link, connection_pool, redis_url, store_url
+from celery_bgtask.location import connection_pool, redis_url, store_url
+from celery_bgtask.store import Link
 
 
 SECRET = "s3cr3t"

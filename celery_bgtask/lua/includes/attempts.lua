@@ -29,7 +29,14 @@ local function succeed(id, key, now, dispatch_ms, grace_ms, tombstone_ms, grante
   elseif next_key == key then
     redis.call("HSET", name, "state", "dispatched", "rank", task[3])
     watch(id)
-    dispatch(id, key, now, dispatch_ms, grace_ms, granted)
+    if redis.call("HGET", name, "offer") then
+      -- Whoever sees an offer starts it, and what the run before has yet to store
+      -- would replace its end. Who ended that run offers it then; or a sweep does.
+      redis.call("HSET", name, "claimer", redis.call("HGET", name, "past"))
+      hold(id, key, now, grace_ms)
+    else
+      dispatch(id, key, now, dispatch_ms, grace_ms, granted)
+    end
   else
     redis.call("ZREM", slots_of(key), id)
     redis.call("ZREM", LEASES, id)

@@ -26,3 +26,19 @@ local function describe(key)
     redis.call("HGET", BLOCKS, key), redis.call("ZSCORE", BLOCKED, key),
     waiting > 0 and oldest(key) }
 end
+
+-- {id, state, worker, since, lease}, flat, of those that hold a slot of the key: when
+-- their lease runs out, "" if they have none.
+local function holders_of(key, most)
+  local holders = {}
+  local held = redis.call("ZRANGE", slots_of(key), 0, most - 1, "WITHSCORES")
+  for i = 1, #held, 2 do
+    local id, since = held[i], math.abs(held[i + 1])
+    local task = redis.call("HMGET", task_of(id), "state", "worker")
+    local lease = redis.call("ZSCORE", LEASES, id) or ""
+    for _, value in ipairs({ id, task[1] or "", task[2] or "", since, lease }) do
+      holders[#holders + 1] = value
+    end
+  end
+  return holders
+end

@@ -15,6 +15,7 @@ local OWED = scope .. ":owed"
 local WAITING_BYTES = scope .. ":waiting-bytes"
 local WORKERS = scope .. ":workers"
 local OVERRIDES = scope .. ":overrides"
+local UNWANTED = scope .. ":unwanted"
 local BLOCKED = scope .. ":blocked"
 local BLOCKS = scope .. ":blocks"
 
