@@ -888,18 +888,13 @@ def test_a_store_that_forgot_a_run_still_tells_of_its_end(
         hears_the_end(*heard)
 
 
-def test_the_app_is_current_where_callbacks_run(app: Celery) -> None:
+def test_the_app_is_current_where_callbacks_run(app: Celery, work: Any) -> None:
     """So they may submit shared tasks: an app is current in its own thread only."""
-    task = app.task(base=BgTask, name="current", shared=False)(nothing)
-    result = task.delay()
+    result = work.delay()
     seen: list[Celery] = []
 
     result.on_done(lambda _: seen.append(app_or_default()))
-    result.cancel()
+    Acted(work, result.id).end()
 
     wait_until(lambda: seen, that="the callback has run")
     assert seen == [app]
-
-
-def nothing() -> None:
-    """Do nothing."""
