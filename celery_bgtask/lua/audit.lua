@@ -9,10 +9,10 @@ ARGV[...]  key, id  of each task, in pairs: the key in whose slots or queue it w
 
 Returns  {now, {id, found, state, key, attempt, worker, token, verdict, start_by,
          finish_by, expires_at, size, slot, place, lease, outbox, deadline, owed, run,
-         envelope, offer}...}: bytes of its message; scores in the slots and the queue of the
-         key; scores in the indexes; its entry in the list of its worker; the envelope
-         of what is with the broker; "open", "claimed" or "missing" of an offer. Nil
-         where there is nothing.
+         envelope, offer}...}: bytes of its message; scores in the slots and the queue
+         of the key; scores in the indexes; its entry in the list of its worker; the
+         envelope of what is with the broker; "open", "claimed" or "missing" of an
+         offer. Nil where there is nothing.
 ]]
 -- include: waiting, dispatch
 

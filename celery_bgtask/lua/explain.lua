@@ -8,12 +8,12 @@ ARGV[1]  id       the task
 ARGV[2]  holders  of its key's slots, how many at most
 
 Returns  {now, tombstone, record, lease, outbox, place, key, holders, offer}: the
-         attempt that has ended; {state, attempt, key, worker, verdict, started, since, start_by,
-         finish_by, expires_at}; when the lease runs out; when it is published by
-         somebody else; its place among those that wait, from 0; the key as in
-         stats.lua; {id, state, worker, since, lease}, flat, of each holder; {queue,
-         told, ignored, claimer} of an offer: live workers that take offers of the queue,
-         and those among them that do not want it. Nil where there is nothing.
+         attempt that has ended; {state, attempt, key, worker, verdict, started, since,
+         start_by, finish_by, expires_at}; when the lease runs out; when it is
+         published by somebody else; its place among those that wait, from 0; the key
+         as in stats.lua; {id, state, worker, since, lease}, flat, of each holder;
+         {queue, told, ignored, claimer} of an offer: live workers that take offers of
+         the queue, and those among them that do not want it. Nil: there is nothing.
 ]]
 -- include: describe, dispatch
 

@@ -1,5 +1,5 @@
 --[[
-Read what is on offer to a worker, the oldest first; take out what is not there any more.
+Read what is on offer to a worker, the oldest first; take out what is gone.
 
 KEYS[1]  scope     tag  the hash tag of the scope
 KEYS[2]  channels  tag  begins the names of channels
