@@ -19,7 +19,6 @@ from redis import Redis
 from celery_bgtask import (
     AcceptTimeout,
     BgResult,
-    BgTask,
     Ended,
     Progress,
     TaskCancelled,

@@ -84,9 +84,9 @@ def call(shop: Path) -> Callable[[str], Any]:
 def shown(flower: httpx.Client, task_id: str, state: str) -> dict[str, Any]:
     """Return a task as Flower shows it, once it is in *state*."""
 
-    def found() -> dict[str, Any] | None:
+    def found() -> dict[str, Any]:
         task = flower.get("/tasks").json().get(task_id)
-        return dict(task) if task and task["state"] == state else None
+        return dict(task) if task and task["state"] == state else {}
 
     return wait_until(found, within=LONG, that=f"Flower shows {task_id} as {state}")
 
