@@ -13,7 +13,6 @@ from celery_bgtask.events import Announcement, decode_announcement
 from celery_bgtask.extension import extension_of
 from celery_bgtask.keys import scope_tag
 from celery_bgtask.scripts import Scripts
-from celery_bgtask.scripts.replies import granted_of
 
 
 QUEUE = "somewhere"
@@ -275,67 +274,3 @@ def test_what_is_gone_is_taken_out_of_the_offers(
     assert on_offer(scripts, "a") == []
 
     assert redis.exists(f"{tag}:offers:{QUEUE}") == 0
-
-
-# The only worker
-
-
-def test_the_only_worker_is_handed_the_message(
-    app: Celery, task: Any, scripts: Scripts, heard: Callable[[], Announcement]
-) -> None:
-    """All that it needs to start, and the task stays on offer until it does."""
-    enlist(scripts, "a")
-    enlist(scripts, "elsewhere", queue="another")
-    result = task.apply_async(("k ä", "x y"), metadata={"size": 3}, accept_timeout=60)
-
-    told = heard()
-
-    assert told.handed is not None
-    worker, parts = told.handed
-    [offer] = granted_of([told.task_id.encode(), *parts])
-    assert (worker, offer.task_id, offer.attempt) == ("a", result.id, 1)
-    assert offer.deadlines == result.deadlines
-    claimed = scripts.claim(result.id, "b")
-    assert claimed == offer
-    assert told.metadata == {"size": 3}
-
-
-@pytest.mark.parametrize(
-    "why", ["two workers", "no worker", "a large message", "it was ignored"]
-)
-def test_else_it_must_be_claimed(
-    why: str, task: Any, scripts: Scripts, heard: Callable[[], Announcement]
-) -> None:
-    """Others may be faster; or there is too much to tell everybody."""
-    workers = {"two workers": ("a", "b"), "no worker": ()}.get(why, ("a",))
-    enlist(scripts, *workers)
-    value = "x" * 70_000 if why == "a large message" else "x"
-    result = task.delay("k", value)
-
-    told = heard()
-    if why == "it was ignored":
-        assert told.handed is not None
-        scripts.claim(result.id, "a")
-        scripts.unclaim(result.id, "a", ignored=True)
-        told = heard()
-
-    assert told.task_id == result.id
-    assert told.handed is None
-    assert (scripts.claim(result.id, "c") is None) == (why == "it was ignored")
-
-
-def test_who_was_handed_it_and_who_has_claimed_it_cannot_both_start(
-    task: Any, scripts: Scripts, heard: Callable[[], Announcement]
-) -> None:
-    """The first start counts."""
-    enlist(scripts, "a")
-    result = task.delay("k")
-    assert heard().handed is not None
-    assert scripts.claim(result.id, "late") is not None
-    terms: dict[str, Any] = {"limit": -1, "fresh": True, "rank": 0, "retries": 0}
-
-    first = scripts.accept(result.id, 1, "k", token="a", worker="a", **terms)
-    second = scripts.accept(result.id, 1, "k", token="b", worker="late", **terms)
-
-    assert first.status == "started"
-    assert second.status != "started"
