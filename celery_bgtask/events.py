@@ -128,8 +128,6 @@ class Announcement:
         queue: That it goes through, or is offered to.
         metadata: What the submitter wanted to be told along.
         offered: Whether a worker may take it; else the broker delivers it.
-        handed: The only worker that takes it, who need not claim it, and attempt,
-            clock, start_by, finish_by, envelope and body of its message.
     """
 
     task_id: str
@@ -139,17 +137,9 @@ class Announcement:
     queue: str
     metadata: Mapping[str, Any]
     offered: bool
-    handed: tuple[str, list[bytes]] | None = None
 
     @classmethod
-    def of(
-        cls,
-        task_id: bytes,
-        key: bytes,
-        which: bytes,
-        news: bytes,
-        handed: tuple[str, list[bytes]] | None = None,
-    ) -> Announcement:
+    def of(cls, task_id: bytes, key: bytes, which: bytes, news: bytes) -> Announcement:
         """Return the announcement of these parts."""
         facts = json.loads(news)
         return cls(
@@ -160,7 +150,6 @@ class Announcement:
             facts["queue"],
             facts["metadata"],
             facts["offered"],
-            handed,
         )
 
 
@@ -260,16 +249,11 @@ def encode_news(
 
 
 def decode_announcement(raw: bytes) -> Announcement:
-    """Return the announcement of a message, as ``lua/includes/dispatch.lua`` has it."""
-    id_size, news_size, rest = raw.split(b" ", 2)
-    task_id, rest = rest[: int(id_size)], rest[int(id_size) + 1 :]
-    key, which, rest = rest.split(b" ", 2)
-    news, rest = rest[: int(news_size)], rest[int(news_size) + 1 :]
-    if not rest:
-        return Announcement.of(task_id, key, which, news)
-    taker, *numbers, size, text = rest.split(b" ", 6)
-    parts = [*numbers, text[: int(size)], text[int(size) :]]
-    return Announcement.of(task_id, key, which, news, (taker.decode(), parts))
+    """Return the announcement of a message: ``<length> <id> <key> <round> <json>``."""
+    length, rest = raw.split(b" ", 1)
+    task_id, rest = rest[: int(length)], rest[int(length) + 1 :]
+    key, which, news = rest.split(b" ", 2)
+    return Announcement.of(task_id, key, which, news)
 
 
 def decode(raw: bytes) -> Told:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -25,9 +25,9 @@ from ..options import Options, options_of
 from ..periodic import Periodic
 from ..results.listener import listener_of
 from ..scripts import Scripts
+from ..scripts.replies import Granted
 from ..signals import task_available
-from .intake import Intake
-from .taking import Taker
+from .intake import Intake, OwnMessage
 
 
 __all__ = ["IGNORE", "Availability"]
@@ -65,7 +65,6 @@ class Availability:
         self._extension = extension
         self._worker_id = worker_id
         self._intake = intake
-        self._taker = Taker(extension, worker_id, intake)
         self._heard: deque[Announcement] = deque()
         self._answers: OrderedDict[tuple[str, str], bool] = OrderedDict()
         self._watched: set[str] = set()
@@ -137,7 +136,7 @@ class Availability:
         if others_first or task_available.has_listeners(task):
             return False
         with contextlib.suppress(StoreUnavailable):
-            self._taker.take(self._scripts_of(task), announcement)
+            self._take(self._scripts_of(task), announcement.task_id)
             return True
         return False
 
@@ -181,7 +180,7 @@ class Availability:
         elif self._intake.free <= 0:
             self._short = True
         else:
-            self._taker.take(scripts, announcement)
+            self._take(scripts, task_id)
 
     def _wants(self, task: Any, announcement: Announcement) -> bool:
         """Tell the receivers, once each time it is available; return their answer."""
@@ -205,6 +204,34 @@ class Availability:
 
     def _scripts_of(self, task: Any) -> Scripts:
         return self._extension.scripts(options_of(task).scope)
+
+    def _take(self, scripts: Scripts, task_id: str) -> None:
+        offer = scripts.claim(task_id, self._worker_id)
+        if offer is None:
+            return  # another one was faster
+
+        def give_back(fits: bool) -> None:
+            """Offer it again; not to this worker if it does not fit."""
+            with contextlib.suppress(StoreUnavailable):  # then the claim runs out
+                granted = scripts.unclaim(task_id, self._worker_id, ignored=not fits)
+                outbox.publish(self._app, scripts, granted)
+
+        try:
+            self._intake.put(self._message_of(offer, give_back))
+        except Exception:
+            logger.exception("Task %s was claimed and cannot be started.", task_id)
+            give_back(False)
+
+    def _message_of(
+        self, offer: Granted, give_back: Callable[[bool], None]
+    ) -> OwnMessage:
+        return OwnMessage(
+            offer.message,
+            give_back,
+            self._intake.accept,
+            attempt=offer.attempt,
+            **offer.deadlines._asdict(),
+        )
 
     def _scopes(self) -> dict[str, list[Any]]:
         """Return the tasks of each scope that this worker knows."""

@@ -66,8 +66,6 @@ class OwnMessage(KombuMessage):
         self.give_back = give_back
         #: What Celery has made of it.
         self.request: Request | None = None
-        #: What it is called while the store takes it for nobody's.
-        self.which = ""
         #: How many messages less the broker delivers meanwhile.
         self.lowered = 0
 
@@ -188,14 +186,8 @@ class Intake:
             others = sum(message.request not in received for message in self._taken)
         return int(consumer.pool.num_processes) - len(received) - others
 
-    def has(self, which: str) -> bool:
-        """Tell whether a message of this name is on its way through the pool."""
-        with self._lock:
-            return any(message.which == which for message in self._taken)
-
-    def put(self, message: OwnMessage, which: str = "") -> None:
-        """Start the task of *message* in the pool; the name is for :meth:`has`."""
-        message.which = which
+    def put(self, message: OwnMessage) -> None:
+        """Start the task of *message* in the pool."""
         with self._lock:
             self._taken.append(message)
             self._coming.append(message)

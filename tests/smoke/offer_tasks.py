@@ -24,9 +24,6 @@ MODULE = "tests.smoke.offer_tasks"
 TOLD = "ledger:told:"
 ACCEPTED = "ledger:accepted:"
 
-#: Seconds that a slow receiver takes.
-SLOW = 5.0
-
 #: Tasks that share keys, two at a time, however they are delivered.
 SHARED = "tests.smoke.offers.shared"
 
@@ -200,7 +197,7 @@ def _ignore_if_told(hostname: str, sender: Task, **facts: Any) -> Any:
 
 def _be_slow(hostname: str, sender: Task, **facts: Any) -> None:
     _note(hostname, sender, **facts)
-    time.sleep(SLOW)
+    time.sleep(5)
 
 
 def _raise(hostname: str, sender: Task, **facts: Any) -> None:
