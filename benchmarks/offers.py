@@ -17,15 +17,10 @@ import argparse
 import os
 import platform
 import re
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import celery
@@ -35,13 +30,11 @@ from celery_bgtask.scripts.loader import SCRIPTS
 from celery_bgtask.testing import embedded_server
 
 from .offering import app, offered, plain, queued
+from .world import PATIENCE, running_worker
 
-
-#: Seconds in which anything must have happened, also on a slow machine.
-PATIENCE = 120.0
 
 #: Calls of one kind in a row.
-BLOCK = 25
+BLOCK = 10
 
 #: The columns of the table: shares of all calls.
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -61,10 +54,9 @@ def measure(rounds: int) -> tuple[Times, Times]:
     """Return how long calls took to their start, and to their result."""
     starts: Times = {kind: [] for kind in KINDS}
     results: Times = {kind: [] for kind in KINDS}
-    for kind, task in KINDS.items():  # connections are made, scripts are loaded
-        for _ in range(BLOCK):
+    for task in (plain, queued, offered):  # connections are made, scripts are loaded
+        for _ in range(3 * BLOCK):
             task.delay().get(PATIENCE)
-        del kind
     for _ in range(rounds):
         for kind, task in KINDS.items():
             for _ in range(BLOCK):
@@ -136,31 +128,6 @@ def trips(url: str, task: Any) -> Counter[tuple[str, str]]:
     return found
 
 
-@contextmanager
-def running_worker(url: str) -> Iterator[None]:
-    """A worker for the time of a ``with`` block; its log is shown if that fails."""
-    with tempfile.TemporaryFile() as log:
-        worker = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery", "-A", "benchmarks.offering"),
-                *("worker", "--concurrency=2", "--without-mingle", "--without-gossip"),
-            ],
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "BENCHMARK_URL": url},
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            yield
-        except Exception:
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
-            raise
-        finally:
-            worker.terminate()
-            worker.wait(PATIENCE)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
@@ -170,12 +137,13 @@ def main() -> None:
     rounds = max(options.tasks // BLOCK, 1)
     with embedded_server(url=os.environ.get("REDIS_URL")) as server:
         app.conf.update(broker_url=server.url, result_backend=server.url)
+        app.set_current()  # other benchmarks have made theirs
         print(
             f"{rounds * BLOCK} tasks of each kind, one after the other, prefork; "
             f"Celery {celery.__version__}, Python {platform.python_version()}, "
             f"{os.cpu_count()} cores\n"
         )
-        with running_worker(server.url):
+        with running_worker("benchmarks.offering", server.url):
             starts, results = measure(rounds)
             print(*table("ms from call to start", starts), "", sep="\n")
             print(*table("ms from call to result", results), sep="\n", flush=True)

@@ -316,8 +316,8 @@ DEFECTS = (
     Defect(
         "IGNORE is not heard",
         "worker/availability.py",
-        "wants = all(answer is not IGNORE for _, answer in answers)",
-        "wants = True",
+        "return all(answer is not IGNORE for _, answer in answers)",
+        "return True",
         OFFERS + "test_a_worker_that_ignores_an_offer_never_runs_it",
     ),
     Defect(
