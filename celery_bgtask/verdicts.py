@@ -30,14 +30,19 @@ def error_of(task_id: str, verdict: str) -> BgTaskError:
     word, _, rest = verdict.partition(" ")
     if word == "unaccepted":
         waited_for, _, timeout_ms = rest.partition(" ")
-        return AcceptTimeout(task_id, float(timeout_ms) / 1000, waited_for)
+        return AcceptTimeout(task_id, seconds_of(timeout_ms), waited_for)
     if word == "unfinished":
-        return FinishTimeout(task_id, float(rest) / 1000)
+        return FinishTimeout(task_id, seconds_of(rest))
     if word == "expired":
         return TaskCancelled(task_id, EXPIRED)
     if word == "cancelled":
         return TaskCancelled(task_id, rest or None)
     return TaskLost(task_id)
+
+
+def seconds_of(ms: str) -> float:
+    """Return a number of ms in seconds, 0 if somebody has written something else."""
+    return int(ms) / 1000 if ms.isdecimal() and ms.isascii() else 0.0
 
 
 def state_of(error: Exception) -> str:

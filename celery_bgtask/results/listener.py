@@ -167,6 +167,8 @@ class Listener:
         self._thread.start()
 
     def _listen(self, stop: threading.Event) -> None:
+        # Callbacks may submit shared tasks; an app is current in its own thread only.
+        self._extension.app.set_current()
         away = False
         while not stop.is_set():
             connection = None
