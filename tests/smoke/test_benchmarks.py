@@ -45,10 +45,10 @@ def test_the_latency_of_reports_is_printed_beside_a_bare_publish() -> None:
     assert made >= taken == arrived >= 10
 
 
-#: What a loaded machine reaches at least, half of what was measured on one.
+#: Worse than that is none of the noise that was seen, up to a load of 12 on 2 cores.
 BOUNDS = {
-    "throughput": ("at least", 0.4),
-    "delay": ("at least", 0.3),
+    "delay": ("at least", 0.2),
+    "latency": ("at most", 5),
     "left": ("at most", 0),
 }
 
@@ -74,7 +74,7 @@ def test_the_table_has_its_rows_and_none_is_far_off(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stdout + shown.stderr
     lines = shown.stdout.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert [line for line in lines if "no-op tasks per second" in line]
+    assert [line for line in lines if "delay() calls per second" in line]
     figures: dict[str, Any] = json.loads(file.read_text())
     assert set(figures["rows"]) == set(BOUNDS)
     assert figures["machine"]["packages"]["celery"]
