@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console=shown,
             transient=True,
         ) as bars:
-            figures = [measured(row, world, bars) for row in rows]
+            figures = [measured(row, world, bars, options.rounds) for row in rows]
         notes = {**world.notes, "seconds": round(time.monotonic() - began)}
     console.print(as_table(figures))
     packages = ", ".join(f"{k} {v}" for k, v in about["packages"].items())
@@ -74,6 +74,7 @@ def parsed(arguments: Sequence[str] | None) -> Any:
         prog="python -m benchmarks", description=str(__doc__).partition("\n")[0]
     )
     parser.add_argument("--short", action="store_true", help="in one or two minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of each row")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values")
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the table there")
     parser.add_argument(
@@ -82,9 +83,11 @@ def parsed(arguments: Sequence[str] | None) -> Any:
     return parser.parse_args(arguments)
 
 
-def measured(row: Row, world: World, bars: Progress) -> Figure:
+def measured(
+    row: Row, world: World, bars: Progress, rounds: int | None = None
+) -> Figure:
     """Measure one row; one that fails says so and spoils no other."""
-    rounds = row.rounds[1 if world.short else 0]
+    rounds = rounds or row.rounds[1 if world.short else 0]
     bar = bars.add_task(row.name, total=rounds)
     values: list[float] = []
     try:

@@ -60,7 +60,7 @@ def test_the_table_has_its_rows_and_none_is_far_off(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     shown = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks", "--short"),
+            *(sys.executable, "-m", "benchmarks", "--short", "--rounds=3"),
             *("--json", str(file), "--only", *BOUNDS),
         ],
         cwd=ROOT,
