@@ -237,7 +237,8 @@ class BgTask(TaskBody):
         """Run the task once on every live worker that knows it.
 
         It takes no slot, has no key and is not queued: a worker that starts it does
-        so within *expires* seconds, or never.
+        so within *expires* seconds, or never. As ``broadcast`` of node-background-task,
+        with answers.
 
         Args:
             args: Positional arguments.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 from celery import states
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult
-from celery.utils.log import get_logger
 
 from .. import outbox
 from ..conclusion import keeps_results
@@ -26,7 +26,8 @@ from .following import Following
 
 __all__ = ["BgResult", "Cancellation"]
 
-logger = get_logger(__name__)
+# Celery's own loggers are silent where nobody has set logging up.
+logger = logging.getLogger(__name__)
 
 #: Seconds to wait for a worker's word on a body that it was told to stop.
 STOP_TIMEOUT = 2.0
