@@ -33,6 +33,11 @@ from .table import as_json, as_markdown, as_table, machine, put_into
 from .world import World
 
 
+#: What was measured of what the rows say.
+FULL = "Full form."
+SHORT = "Short form: 15 jobs, 2,000 tasks beside the quiet key, at most 10,000 keys."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return 0 if all rows were measured."""
     options = parsed(arguments)
@@ -40,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, shown = Console(), Console(stderr=True)
     began = time.monotonic()
     with World(short=options.short) as world:
-        about = machine(world.version)
+        about = {**machine(world.version), "form": SHORT if options.short else FULL}
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -56,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(
         f"\n{about['server']}, Python {about['python']}, {packages}\n"
         f"{about['processor']}, {about['cores']} cores, "
-        f"load {about['load'][0]} at the begin; {notes['seconds']} s",
+        f"load {about['load'][0]} at the begin; {notes['seconds']} s\n"
+        f"{about['form']}",
         style="dim",
         highlight=False,
     )
