@@ -45,10 +45,11 @@ def test_the_latency_of_reports_is_printed_beside_a_bare_publish() -> None:
     assert made >= taken == arrived >= 10
 
 
-#: Worse than that is none of the noise that was seen, up to a load of 12 on 2 cores.
+#: Far beyond the noise that was seen, with a load of 24 on 2 cores; counts are exact:
+#: tests/integration/test_costs.py.
 BOUNDS = {
-    "delay": ("at least", 0.2),
-    "latency": ("at most", 5),
+    "delay": ("at least", 0.1),
+    "latency": ("at most", 20),
     "left": ("at most", 0),
 }
 
