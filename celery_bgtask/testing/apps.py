@@ -15,7 +15,7 @@ from kombu import pools
 from redis import Redis
 
 from ..extension import extension_of
-from .calls import Recorder
+from .recorder import Recorder
 
 
 __all__ = ["connected", "eager", "running_worker"]
