@@ -7,7 +7,8 @@ makes fixtures of it.
 from __future__ import annotations
 
 from .apps import connected, eager, running_worker
-from .calls import Call, Calls, Recorder
+from .calls import Call, Calls
+from .recorder import Recorder
 from .server import EmbeddedServer, embedded_server
 
 

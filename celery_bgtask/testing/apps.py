@@ -15,7 +15,7 @@ from kombu import pools
 from redis import Redis
 
 from ..extension import extension_of
-from .calls import Recorder
+from .recorder import Recorder
 
 
 __all__ = ["connected", "eager", "running_worker"]
@@ -169,7 +169,15 @@ def close(app: Celery) -> None:
         for group in (pools.producers, pools.connections):
             group[connection].force_close_all()
             del group[connection]
-    consumer = getattr(app.backend, "result_consumer", None)
+    backend: Any = app.backend
+    # A result that is collected later would wait for a server that may have gone.
+    backend.remove_pending_result = keep
+    consumer = getattr(backend, "result_consumer", None)
     if consumer is not None:
         with contextlib.suppress(Exception):  # it may never have been opened
             consumer.stop()
+
+
+def keep(result: Any) -> Any:
+    """Leave the subscription to a result as it is: its connection is closed."""
+    return result

@@ -28,7 +28,7 @@ FILE = re.compile(
 PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly")
 
 #: Seconds in which a command ends.
-LONG = 60.0
+LONG = 120.0
 
 
 def text_of(page: str) -> str:

