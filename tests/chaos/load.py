@@ -294,6 +294,8 @@ class Load:
         sha = stats["cmdstat_evalsha"]
         return {
             "scripts above 10 ms (SLOWLOG)": f"{len(scripts)} of {sha['calls']:,}",
+            # On a machine that does other work nothing else is slow in these.
+            "... and commands of one step": str(len(entries) - len(scripts)),
             "the longest": f"{longest / 1000:.1f} ms",
             "a script on average": f"{sha['usec_per_call']:.0f} us",
         }
