@@ -116,6 +116,10 @@ class Answer:
     state: str
 
 
+#: What is told of an available task, as it is made at its submission.
+NEWS = {"task": str, "queue": str, "metadata": dict, "offered": bool}
+
+
 @dataclass(frozen=True, slots=True)
 class Announcement:
     """A task has become available to workers.
@@ -140,8 +144,16 @@ class Announcement:
 
     @classmethod
     def of(cls, task_id: bytes, key: bytes, which: bytes, news: bytes) -> Announcement:
-        """Return the announcement of these parts."""
+        """Return the announcement of these parts.
+
+        Raises:
+            ValueError: If it is none.
+        """
         facts = json.loads(news)
+        if not isinstance(facts, dict) or not all(
+            isinstance(facts.get(name), kind) for name, kind in NEWS.items()
+        ):
+            raise ValueError(f"no announcement: {facts!r:.100}")
         return cls(
             task_id.decode(),
             key.decode(),
@@ -152,6 +164,20 @@ class Announcement:
             facts["offered"],
         )
 
+
+#: What is in an event, by name.
+FACTS: dict[str, tuple[Any, ...]] = {
+    "id": (str,),
+    "attempt": (int,),
+    "worker": (str,),
+    "state": (str,),
+    "error": (str,),
+    "text": (str,),
+    "current": (float, int, type(None)),
+    "total": (float, int, type(None)),
+    "description": (str,),
+    "data": (dict,),
+}
 
 Event = Progress | Ended
 
@@ -257,9 +283,15 @@ def decode_announcement(raw: bytes) -> Announcement:
 
 
 def decode(raw: bytes) -> Told:
-    """Return the event of a message or a line of the log."""
+    """Return the event of a message or a line of the log.
+
+    Raises:
+        ValueError: If it is none: whoever reaches the server can write anything.
+    """
     seq, ms, text = raw.split(b" ", 2)
     facts = json.loads(text)
+    if not is_event(facts):
+        raise ValueError(f"no event: {facts!r:.100}")
     if "worker" in facts:
         return Answer(facts["id"], 0, int(seq), facts["worker"], facts["state"])
     task_id, attempt = facts["id"], facts["attempt"]
@@ -283,4 +315,25 @@ def decode(raw: bytes) -> Told:
         facts["description"],
         facts["data"],
         timestamp,
+    )
+
+
+def is_event(facts: Any) -> bool:
+    """Tell whether *facts* has all that an event needs, as it should be."""
+    if not isinstance(facts, dict):
+        return False
+    needed: tuple[str, ...] = (
+        "id",
+        "attempt",
+        "current",
+        "total",
+        "description",
+        "data",
+    )
+    if "worker" in facts:
+        needed = ("id", "worker", "state")
+    elif "state" in facts:
+        needed = ("id", "attempt", "state")
+    return all(name in facts for name in needed) and all(
+        isinstance(facts[name], FACTS[name]) for name in facts.keys() & FACTS.keys()
     )

@@ -17,8 +17,10 @@ from kombu.utils import json
 __all__ = [
     "HEADER",
     "Message",
+    "Unreadable",
     "as_request",
     "has_followers",
+    "number_in",
     "queue_of",
     "retry_policy_of",
     "time_left",
@@ -39,6 +41,24 @@ PROPERTIES = (
     "correlation_id", "reply_to", "priority", "delivery_mode",
     "app_id", "message_id", "timestamp", "type",
 )  # fmt: skip
+
+
+#: What is in an envelope.
+ENVELOPE = {
+    "content_type": str,
+    "content_encoding": str,
+    "headers": dict,
+    "properties": dict,
+    "exchange": str,
+    "routing_key": str,
+}
+
+#: Above this a number of Lua is not a whole one any more.
+LARGEST = 2**53
+
+
+class Unreadable(Exception):
+    """What the store has kept is no message: somebody else has written it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +110,10 @@ class Message:
         """Send the message by a producer or the app's; *header* goes into ours.
 
         Raises:
+            Unreadable: If it is none.
             kombu.exceptions.OperationalError: If the broker does not take it.
         """
-        envelope = json.loads(self.envelope)
+        envelope = self.opened()
         headers = envelope["headers"]
         headers[HEADER] = {**headers.get(HEADER, {}), **header}
         exchange, routing_key = envelope["exchange"], envelope["routing_key"]
@@ -111,6 +132,24 @@ class Message:
                 **envelope["properties"],
             )
 
+    def opened(self) -> dict[str, Any]:
+        """Return what is in the envelope.
+
+        Raises:
+            Unreadable: If something else is.
+        """
+        try:
+            envelope = json.loads(self.envelope)
+        except ValueError as exc:
+            raise Unreadable(f"an envelope is no JSON: {exc}") from exc
+        for name, kind in ENVELOPE.items():
+            value = envelope.get(name) if isinstance(envelope, dict) else None
+            if not isinstance(value, kind):
+                raise Unreadable(f"an envelope has no {name}: {envelope!r:.200}")
+        if not isinstance(envelope["headers"].get(HEADER, {}), dict):
+            raise Unreadable(f"a header is none of ours: {envelope!r:.200}")
+        return envelope  # type: ignore[no-any-return]
+
     def readdressed(self, task_id: str, header: Mapping[str, Any]) -> Message:
         """Return the same message as another call, with *header* as ours."""
         envelope = json.loads(self.envelope)
@@ -122,11 +161,12 @@ class Message:
         """Return the message as a worker would see it.
 
         Raises:
+            Unreadable: If it is none.
             kombu.exceptions.ContentDisallowed: If the app does not accept such
                 content.
             kombu.exceptions.DecodeError: If it cannot be decoded.
         """
-        envelope = json.loads(self.envelope)
+        envelope = self.opened()
         headers = envelope["headers"]
         body = self.body
         if headers.get("compression"):
@@ -136,6 +176,15 @@ class Message:
             body, envelope["content_type"], envelope["content_encoding"], accept=accept
         )
         return as_request({**headers, **envelope["properties"]}, content)
+
+
+def number_in(header: Mapping[str, Any], name: str) -> int:
+    """Return a whole number of a header, 0 for anything else.
+
+    Whoever can publish can write whatever it likes.
+    """
+    value = header.get(name)
+    return value if type(value) is int and 0 <= value < LARGEST else 0
 
 
 def as_request(headers: Mapping[str, Any], body: Any) -> dict[str, Any]:

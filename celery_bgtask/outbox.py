@@ -15,6 +15,7 @@ from celery.utils.log import get_logger
 from kombu import Producer
 
 from .exceptions import StoreUnavailable
+from .message import Unreadable
 from .scripts import Scripts
 from .scripts.replies import Granted
 
@@ -43,6 +44,13 @@ def publish(
             task.message.publish(
                 app, by=by, attempt=task.attempt, **task.deadlines._asdict()
             )
+        except Unreadable as exc:
+            logger.error(  # noqa: TRY400 - what is wrong is in the store
+                "Task %s has got its slot and cannot be published, ever: %s",
+                task.task_id,
+                exc,
+            )
+            end_unreadable(app, scripts, task)
         except Exception:
             logger.warning(
                 "Task %s has got its slot but could not be published; "
@@ -57,3 +65,13 @@ def publish(
             scripts.confirm(sent)
         except StoreUnavailable as exc:
             logger.debug("%d published tasks were not confirmed: %s", len(sent), exc)
+
+
+def end_unreadable(app: Celery, scripts: Scripts, task: Granted) -> None:
+    """End a task whose stored message nobody can read; its slot goes to the next."""
+    try:
+        reason = "its stored message cannot be read"
+        ended = scripts.cancel(task.task_id, reason=reason, terminate=False)
+    except StoreUnavailable:
+        return  # it is in the outbox: a sweep comes here again
+    publish(app, scripts, ended.granted)

@@ -8,7 +8,8 @@ from typing import Any
 
 from celery import Celery
 from celery.utils.log import get_logger
-from kombu.utils import json
+
+from ..message import Message, Unreadable
 
 
 __all__ = ["Whereabouts"]
@@ -56,7 +57,10 @@ class Whereabouts:
         if not envelope:
             queue = app.amqp.router.route({}, self._task)["queue"]
             return str(getattr(queue, "name", queue))
-        parts = json.loads(envelope)
+        try:
+            parts = Message(b"", envelope).opened()
+        except Unreadable:  # nobody can publish it
+            return ""
         exchange, routing_key = parts["exchange"], parts["routing_key"]
         for name, queue in app.amqp.queues.items():
             if exchange and queue.exchange.name == exchange:

@@ -32,7 +32,7 @@ from ..exceptions import (
     TaskCancelled,
 )
 from ..extension import Extension
-from ..message import Message
+from ..message import Message, number_in
 from ..options import Options
 from ..scripts.replies import Accepted
 from ..signals import task_accepted
@@ -119,7 +119,8 @@ class Gate:
     def _take_part(self, arrival: Arrival, args: Any, kwargs: Any) -> Any:
         """Run a broadcast: in time, once on this worker, and without a slot."""
         scripts = self.extension.scripts(self.options.scope)
-        broadcast_id, until_ms = arrival.header["broadcast"], arrival.header["until"]
+        broadcast_id = str(arrival.header["broadcast"])
+        until_ms = number_in(arrival.header, "until")
         worker = str(arrival.request["hostname"])
         joins = encode_answer(broadcast_id, worker, state=states.STARTED)
         try:

@@ -10,7 +10,7 @@ from celery import Task
 from kombu.serialization import dumps
 
 from ..conclusion import has_result, is_kept
-from ..message import HEADER, Message, has_followers
+from ..message import HEADER, Message, has_followers, number_in
 from ..options import Options
 from ..scripts.replies import Deadlines
 from ..taskkey import WHOLE_TASK, key_text
@@ -56,7 +56,7 @@ class Arrival:
     @property
     def retries(self) -> int:
         """How often Celery has tried it before."""
-        return int(self.request.get("retries") or 0)
+        return number_in(self.request, "retries")
 
     @property
     def header(self) -> Mapping[str, Any]:
@@ -68,8 +68,7 @@ class Arrival:
     @property
     def attempt(self) -> int:
         """The attempt that this message is for."""
-        attempt = self.header.get("attempt")
-        return attempt if isinstance(attempt, int) and attempt > 0 else self.retries + 1
+        return number_in(self.header, "attempt") or self.retries + 1
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -81,7 +80,7 @@ class Arrival:
     def reply(self) -> str:
         """The channel on which the submitter hears of it, "" if it named none."""
         reply = self.header.get("reply")
-        return reply if isinstance(reply, str) else ""
+        return reply if isinstance(reply, str) and reply.isascii() else ""
 
     @property
     def priority(self) -> int | None:
@@ -134,8 +133,7 @@ class Arrival:
     @property
     def deadlines(self) -> Deadlines:
         """Until when the task must have started and ended."""
-        times = [self.header.get(name, 0) for name in Deadlines._fields]
-        return Deadlines(*(max(t, 0) if isinstance(t, int) else 0 for t in times))
+        return Deadlines(*(number_in(self.header, name) for name in Deadlines._fields))
 
     def keep(self) -> bool:
         """Tell whether its message is owed to what follows, or to a rerun."""

@@ -31,7 +31,7 @@ from ..exceptions import FinishTimeout, LeaseLost, StoreUnavailable
 from ..options import options_of
 from ..scripts import Scripts
 from ..scripts.replies import NO_DEADLINES, Deadlines, Granted, Released
-from ..verdicts import error_of
+from ..verdicts import as_stored, error_of
 from .progress import Reporter
 
 
@@ -138,7 +138,7 @@ class Run:
         try:
             yield
         except BaseException as exc:
-            self.end = states.FAILURE, exc
+            self.end = states.FAILURE, as_stored(exc)
             # A signal that strikes while the result is being stored: it may not be.
             self.is_unsure = self.stage in OVER and exc is not self.exit
             raise

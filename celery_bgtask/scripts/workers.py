@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from celery.utils.log import get_logger
+
 from ..events import Announcement
 from ..keys import quote
 from .base import ScopedScripts, ms
@@ -11,6 +13,8 @@ from .replies import Granted, granted_of
 
 
 __all__ = ["WorkerScripts"]
+
+logger = get_logger(__name__)
 
 #: Events of a broadcast that are kept: two of each worker.
 KEEP = 10_000
@@ -43,7 +47,13 @@ class WorkerScripts(ScopedScripts):
     ) -> list[Announcement]:
         """Read what is on offer to *worker*, the oldest first."""
         flat = self._run("offers", worker, most, *map(quote, queues))
-        return [Announcement.of(*row) for row in zip(*[iter(flat)] * 4, strict=True)]
+        found = []
+        for row in zip(*[iter(flat)] * 4, strict=True):
+            try:
+                found.append(Announcement.of(*row))
+            except ValueError as exc:  # what somebody else has written hides nothing
+                logger.warning("An offer cannot be read: %s", exc)
+        return found
 
     def claim(self, task_id: str, worker: str) -> Granted | None:
         """Take an offer, if it is still there."""

@@ -122,7 +122,11 @@ class Availability:
                 listener_of(self._app).watch(channel, self._hear, self._look_soon)
 
     def _hear(self, raw: bytes) -> None:
-        announcement = decode_announcement(raw)
+        try:
+            announcement = decode_announcement(raw)
+        except Exception:  # noqa: BLE001 - another version's, or somebody else's
+            logger.warning("What was announced cannot be read: %.200r", raw)
+            return
         if not self._thread.between(lambda: self._take_at_once(announcement)):
             self._heard.append(announcement)
             self._thread.wake()

@@ -27,6 +27,10 @@ __all__ = ["Ending", "Endings", "Kind"]
 logger = get_logger(__name__)
 
 
+#: What release answers of what is not a run of this worker (any more).
+STALE = "stale"
+
+
 class Kind(Enum):
     """How a task ended that could not say so."""
 
@@ -129,7 +133,12 @@ class Endings:
         elif ending.kind is Kind.REQUEUED:
             granted = scripts.release(task_id, token="", requeue=True, **run).granted
         else:
-            granted = scripts.release(task_id, token="", **run).granted
+            released = scripts.release(task_id, token="", **run)
+            granted = released.granted
+            if released.status == STALE:  # its process died before it could start
+                granted += scripts.withdraw(
+                    task_id, attempt, event, owed=not ending.kept
+                )
             scripts.settle(
                 task_id,
                 token="",

@@ -18,7 +18,6 @@ from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.request import Request
 from kombu.message import Message as KombuMessage
-from kombu.utils import json
 
 from ..message import HEADER, Message
 
@@ -37,6 +36,9 @@ class OwnMessage(KombuMessage):
             may have it then.
         accept: Content types that the worker accepts.
         **header: What goes into our header.
+
+    Raises:
+        Unreadable: If it is no message.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class OwnMessage(KombuMessage):
         accept: Any,
         **header: int,
     ) -> None:
-        envelope = json.loads(message.envelope)
+        envelope = message.opened()
         headers = envelope["headers"]
         if header:
             headers[HEADER] = {**headers.get(HEADER, {}), **header}

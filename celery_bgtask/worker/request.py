@@ -25,11 +25,12 @@ from .. import outbox
 from ..conclusion import is_kept
 from ..exceptions import StoreUnavailable
 from ..extension import extension_of
-from ..message import HEADER
+from ..message import HEADER, number_in
 from ..options import options_of
 from ..running.acceptance import Concluded
 from ..running.arrival import DELIVERY
 from ..states import DECIDED
+from ..verdicts import as_stored
 from .agent import Agent, agent_of
 from .endings import Ending, Kind
 from .intake import OwnMessage
@@ -77,7 +78,7 @@ class BgRequest(Request):
         Celery asks when it hands the task to the pool.
         """
         hard, soft = self._bgtask_limits
-        finish_by = self.bgtask_header.get("finish_by")
+        finish_by = number_in(self.bgtask_header, "finish_by")
         if not finish_by:
             return hard, soft
         left = max(finish_by / 1000 - time.time(), 0.01)
@@ -183,18 +184,20 @@ class BgRequest(Request):
             self.send_event(cause.kind, **cause.fields)
         if not return_ok:
             dies = isinstance(cause, PROCESS_ENDS)
-            self._report(process_ends=dies, end=(states.FAILURE, cause))
+            self._report(process_ends=dies, end=(states.FAILURE, as_stored(cause)))
 
     def _is_overdue(self) -> bool:
         """Tell whether the deadline has passed so long ago that a sweep has seen it."""
-        finish_by = self.bgtask_header.get("finish_by")
+        finish_by = number_in(self.bgtask_header, "finish_by")
         if not finish_by:
             return False
         return bool(time.time() * 1000 > finish_by + HARD_LIMIT_AFTER * 500)
 
     def _bgtask_broadcast(self) -> tuple[str, str] | None:
         broadcast_id = self.bgtask_header.get("broadcast")
-        return (broadcast_id, self.hostname) if broadcast_id else None
+        if not isinstance(broadcast_id, str):
+            return None
+        return broadcast_id, self.hostname
 
     def _bgtask_agent(self) -> Agent | None:
         return agent_of(self.app)  # type: ignore[arg-type]  # a request has an app
@@ -213,8 +216,8 @@ class BgRequest(Request):
             Ending(
                 task=self.task,
                 task_id=self.id,
-                attempt=self.bgtask_header.get("attempt")
-                or int(self.request_dict.get("retries") or 0) + 1,
+                attempt=number_in(self.bgtask_header, "attempt")
+                or number_in(self.request_dict, "retries") + 1,
                 kind=kind or self.bgtask_kind,
                 pid=self.worker_pid if process_ends else None,
                 end=end,

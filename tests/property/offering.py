@@ -28,7 +28,7 @@ from tests.property.vocabulary import (
     ranks,
     retries,
 )
-from tests.property.world import Letter, Scope, earlier
+from tests.property.world import FAR, Letter, Run, Scope, earlier
 
 
 #: Mostly a deadline, as the product sets one; the message is always kept.
@@ -62,7 +62,9 @@ class OfferedMachine(ScriptsMachine):
         # What was claimed, or drained, and is on offer again holds its slot anew.
         claimed = {t for t in before.tasks if "offer" in before.tasks[t]}
         claimed -= set(before.on_offer())
+        self.unwanted |= self._wanted_by_none()
         after = super().look(moved={*moved, *claimed}, over=over)
+        self.unwanted = set()
         for queue, offers in after.offers.items():
             known = dict(before.offers.get(queue, ()))
             for task_id, score in offers:
@@ -72,10 +74,26 @@ class OfferedMachine(ScriptsMachine):
                     f"[offer-order] {task_id} is before {known} in {offers}"
                 )
         for task_id in [*self.ignorers]:
-            offered = after.tasks.get(task_id, {}).get("state") == "dispatched"
-            if not offered:
+            was, now = before.tasks.get(task_id, {}), after.tasks.get(task_id, {})
+            asked_again = was.get("again") != now.get("again")
+            if now.get("state") != "dispatched" or asked_again:
                 del self.ignorers[task_id]
         return after
+
+    def _wanted_by_none(self, leaver: str = "") -> set[str]:
+        """Offers that somebody could take, and all who could have ignored."""
+        scope, found = self.scope, set()
+        for task_id in set(scope.on_offer()) & set(self.ignorers):
+            live = self._takers_of(task_id) - {leaver}
+            if live and live <= self.ignorers[task_id]:
+                found.add(task_id)
+        return found
+
+    def _takers_of(self, task_id: str) -> set[str]:
+        """Who lives and takes offers of its queue."""
+        queue = self.scope.tasks.get(task_id, {}).get("offer", "")
+        takers = self.scope.takers.get(queue, {})
+        return {name for name, until in takers.items() if until > self.scope.now}
 
     # Clients
 
@@ -126,8 +144,13 @@ class OfferedMachine(ScriptsMachine):
     @rule(worker=workers)
     def worker_leaves(self, worker: str) -> None:
         """A worker goes, and what it has claimed with it."""
-        self.scripts.enlist(worker, 0, taker=worker, queues=QUEUES)
+        ends = self._wanted_by_none(leaver=worker)
+        self.unwanted = set(ends)
+        self.submitted = None
+        self.take(self.scripts.leave(worker, taker=worker, queues=QUEUES))
         after = self.look()
+        left = {i for i in ends if not after.verdict(i)}
+        assert not left, f"[unwanted] nobody is left who takes {left}"
         assert not any(worker in taken for taken in after.takers.values()), "[takers]"
         assert worker not in after.nodes, "[takers] it has left"
         self.claimed = [pair for pair in self.claimed if pair[1] != worker]
@@ -197,23 +220,48 @@ class OfferedMachine(ScriptsMachine):
     def claimer_gives_back(self, n: int, fits: bool) -> None:
         """A worker cannot start what it has claimed: others may."""
         letter, worker = self.claimed.pop(n % len(self.claimed))
-        before = self.scope
-        record = before.tasks.get(letter.id, {})
+        record = self.scope.tasks.get(letter.id, {})
+        ignorers = {*self.ignorers.get(letter.id, ()), worker}
+        ends = not fits and self._takers_of(letter.id) <= ignorers
         self.submitted = None
-        self.scripts.unclaim(letter.id, worker)
-        if record.get("state") == "dispatched" and record.get("claimer") == worker:
-            after = self.look()
-            assert letter.id in after.on_offer(), "[claim] given back, not on offer"
-        else:
+        self.unwanted = {letter.id} if ends else set()
+        self.take(self.scripts.unclaim(letter.id, worker, ignored=not fits))
+        if record.get("state") != "dispatched" or record.get("claimer") != worker:
             self.unchanged("giving back what one has not")
+            return
+        after = self.look()
+        if ends:
+            assert after.verdict(letter.id), "[unwanted] nobody takes it"
+            return
+        assert letter.id in after.on_offer(), "[claim] given back, not on offer"
         if not fits:
-            self._ignore(letter.id, worker)
+            self.ignorers[letter.id] = ignorers
+
+    @precondition(lambda self: self._held_back())
+    @rule(n=picks)
+    def run_offers_its_next(self, n: int) -> None:
+        """A run has stored its result; its next attempt is offered then."""
+        runs = self._held_back()
+        run = runs[n % len(runs)]
+        self.submitted = None
+        self.take(self.scripts.unclaim(run.id, run.token))
+        assert run.id in self.look().on_offer(), "[claim] its next is not on offer"
+
+    def _held_back(self) -> list[Run]:
+        """Runs whose next attempt is offered by themselves."""
+        tasks = self.scope.tasks
+        return [
+            run
+            for run in self.runs
+            if tasks.get(run.id, {}).get("claimer") == run.token
+            and tasks[run.id]["state"] == "dispatched"
+        ]
 
     @rule(task_id=ids, worker=workers)
     def worker_gives_back_anything(self, task_id: str, worker: str) -> None:
         """A claim is given back that another one has, or nobody."""
         if self.scope.tasks.get(task_id, {}).get("claimer") != worker:
-            self.scripts.unclaim(task_id, worker)
+            assert not self.scripts.unclaim(task_id, worker), "[no-op] granted"
             self.unchanged("giving back what another one has")
 
     @precondition(lambda self: self.scope.offers)
@@ -230,18 +278,15 @@ class OfferedMachine(ScriptsMachine):
         """Nobody who could take an offer wants it."""
         offered = self.scope.on_offer()
         task_id = offered[n % len(offered)]
-        takers = self.scope.takers.get(self.scope.tasks[task_id]["offer"], {})
-        for worker in sorted(takers):
-            if takers[worker] > self.scope.now:
-                self._ignore(task_id, worker)
+        for worker in sorted(self._takers_of(task_id)):
+            self._ignore(task_id, worker)
 
     def _ignore(self, task_id: str, worker: str) -> None:
         before = self.scope
         self.submitted = None
         on_offer = task_id in before.on_offer()
         ignorers = {*self.ignorers.get(task_id, ()), worker}
-        takers = before.takers.get(before.tasks.get(task_id, {}).get("offer", ""), {})
-        left = {name for name, until in takers.items() if until > before.now}
+        left = self._takers_of(task_id)
         ends = on_offer and left <= ignorers
         self.unwanted = {task_id} if ends else set()
         self.take(self.scripts.ignore(task_id, worker))
@@ -249,7 +294,6 @@ class OfferedMachine(ScriptsMachine):
             self.unchanged("ignoring what is not on offer")
             return
         after = self.look()
-        self.unwanted = set()
         if ends:
             verdict = after.verdict(task_id) or ""
             assert verdict.startswith("unaccepted worker"), (
@@ -288,6 +332,14 @@ class OfferedMachine(ScriptsMachine):
                 assert score // RANK == rank, f"[offer-order] {task_id} in {queue}"
         dispatched = {t for t in scope.tasks if scope.state(t) == "dispatched"}
         assert set(scope.ignored) <= dispatched, f"[I17] ignored: {scope.ignored}"
+
+    def _sweep(self, worker: str) -> None:
+        """What nobody wants any more ends, too."""
+        before, none = self.scope, self._wanted_by_none()
+        super()._sweep(worker)
+        late = {i for i in none if before.unwanted.get(i, FAR) <= before.now}
+        late = {i for i in late if i in self.scope.on_offer()}
+        assert not late or self.last_sweep != self.now, f"[unwanted] {late} go on"
 
     def _pass_time(self, seconds: int) -> None:
         self.claimed = [

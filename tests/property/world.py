@@ -47,7 +47,7 @@ PASS_TIME = make_script(
       indexes[#indexes + 1] = name
     end
     for _, index in ipairs({ "leases", "outbox", "deadlines", "owed", "blocked",
-      "workers" }) do
+      "workers", "unwanted" }) do
       indexes[#indexes + 1] = KEYS[1] .. ":" .. index
     end
     for _, index in ipairs(indexes) do
@@ -176,7 +176,16 @@ def numbers_of(flat: list[bytes]) -> dict[str, int]:
 
 #: The parts of a scope that are numbers by name.
 NUMBERS = frozenset(
-    {"leases", "outbox", "deadlines", "owed", "limits", "overrides", "blocked"}
+    {
+        "leases",
+        "outbox",
+        "deadlines",
+        "owed",
+        "limits",
+        "overrides",
+        "blocked",
+        "unwanted",
+    }
 )
 
 
@@ -220,6 +229,7 @@ class Scope:
     ignored: dict[str, set[str]] = field(default_factory=dict)
     takers: dict[str, dict[str, int]] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
+    unwanted: dict[str, int] = field(default_factory=dict)
     waiting_bytes: int = 0
     others: set[str] = field(default_factory=set)
     immortal: set[str] = field(default_factory=set)
