@@ -6,8 +6,9 @@
     python -m tests.chaos.load --tasks 1000000
 
 The scripts are called as a client and a worker call them, on an embedded server, one
-call after the other. Ends with 1 if memory does not come back. What SLOWLOG has is only told: on a machine
-that does other work it has commands of one step as well, which wait for a processor.
+call after the other. Ends with 1 if memory does not come back. What SLOWLOG has is only
+told: on a machine that does other work it has commands of one step as well, which wait
+for a processor.
 """
 
 from __future__ import annotations
