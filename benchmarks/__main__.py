@@ -33,6 +33,11 @@ from .table import as_json, as_markdown, as_table, machine, put_into
 from .world import World
 
 
+#: What was measured of what the rows say.
+FULL = "Full form."
+SHORT = "Short form: 15 jobs, 2,000 tasks beside the quiet key, at most 10,000 keys."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return 0 if all rows were measured."""
     options = parsed(arguments)
@@ -40,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, shown = Console(), Console(stderr=True)
     began = time.monotonic()
     with World(short=options.short) as world:
-        about = machine(world.version)
+        about = {**machine(world.version), "form": SHORT if options.short else FULL}
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,14 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console=shown,
             transient=True,
         ) as bars:
-            figures = [measured(row, world, bars) for row in rows]
+            figures = [measured(row, world, bars, options.rounds) for row in rows]
         notes = {**world.notes, "seconds": round(time.monotonic() - began)}
     console.print(as_table(figures))
     packages = ", ".join(f"{k} {v}" for k, v in about["packages"].items())
     console.print(
         f"\n{about['server']}, Python {about['python']}, {packages}\n"
         f"{about['processor']}, {about['cores']} cores, "
-        f"load {about['load'][0]} at the begin; {notes['seconds']} s",
+        f"load {about['load'][0]} at the begin; {notes['seconds']} s\n"
+        f"{about['form']}",
         style="dim",
         highlight=False,
     )
@@ -74,6 +80,7 @@ def parsed(arguments: Sequence[str] | None) -> Any:
         prog="python -m benchmarks", description=str(__doc__).partition("\n")[0]
     )
     parser.add_argument("--short", action="store_true", help="in one or two minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of each row")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values")
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the table there")
     parser.add_argument(
@@ -82,9 +89,11 @@ def parsed(arguments: Sequence[str] | None) -> Any:
     return parser.parse_args(arguments)
 
 
-def measured(row: Row, world: World, bars: Progress) -> Figure:
+def measured(
+    row: Row, world: World, bars: Progress, rounds: int | None = None
+) -> Figure:
     """Measure one row; one that fails says so and spoils no other."""
-    rounds = row.rounds[1 if world.short else 0]
+    rounds = rounds or row.rounds[1 if world.short else 0]
     bar = bars.add_task(row.name, total=rounds)
     values: list[float] = []
     try:

@@ -100,7 +100,7 @@ def as_markdown(figures: Iterable[Figure], about: Mapping[str, Any]) -> str:
     measured_on = (
         f"{about['server']}, Python {about['python']}, {packages}; "
         f"{about['processor']}, {about['cores']} cores, load {about['load'][0]} at the "
-        "begin. **Bold**: the aim is reached."
+        f"begin. {about['form']} **Bold**: the aim is reached."
     )
     lines += ["", measured_on]
     return "\n".join(lines)

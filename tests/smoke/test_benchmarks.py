@@ -45,10 +45,11 @@ def test_the_latency_of_reports_is_printed_beside_a_bare_publish() -> None:
     assert made >= taken == arrived >= 10
 
 
-#: What a loaded machine reaches at least, half of what was measured on one.
+#: Far beyond the noise that was seen, with a load of 24 on 2 cores; counts are exact:
+#: tests/integration/test_costs.py.
 BOUNDS = {
-    "throughput": ("at least", 0.4),
-    "delay": ("at least", 0.3),
+    "delay": ("at least", 0.1),
+    "latency": ("at most", 20),
     "left": ("at most", 0),
 }
 
@@ -60,7 +61,7 @@ def test_the_table_has_its_rows_and_none_is_far_off(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     shown = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks", "--short"),
+            *(sys.executable, "-m", "benchmarks", "--short", "--rounds=3"),
             *("--json", str(file), "--only", *BOUNDS),
         ],
         cwd=ROOT,
@@ -74,7 +75,7 @@ def test_the_table_has_its_rows_and_none_is_far_off(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stdout + shown.stderr
     lines = shown.stdout.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert [line for line in lines if "no-op tasks per second" in line]
+    assert [line for line in lines if "delay() calls per second" in line]
     figures: dict[str, Any] = json.loads(file.read_text())
     assert set(figures["rows"]) == set(BOUNDS)
     assert figures["machine"]["packages"]["celery"]
