@@ -102,6 +102,7 @@ class Run:
         forgotten: Whether the store has lost its memory of it.
         is_replaced: Whether another task goes on under its id.
         is_unsure: Whether nobody may have stored its end.
+        exit: What the body has raised that is no error: it leaves the process.
         end: Its final state, and the error if there is one.
     """
 
@@ -127,6 +128,7 @@ class Run:
     forgotten: bool = False
     is_replaced: bool = False
     is_unsure: bool = False
+    exit: BaseException | None = None
     end: tuple[str, BaseException | None] = (states.FAILURE, None)
 
     @contextmanager
@@ -137,6 +139,8 @@ class Run:
             yield
         except BaseException as exc:
             self.end = states.FAILURE, as_stored(exc)
+            # A signal that strikes while the result is being stored: it may not be.
+            self.is_unsure = self.stage in OVER and exc is not self.exit
             raise
         finally:
             _current.reset(reset)
@@ -170,6 +174,7 @@ class Run:
                 raise self._stale() from exc
             raise
         except SystemExit as exc:
+            self.exit = exc
             # The worker has killed this process and knows why: it ends the run
             # when the process is gone. Without an agent there nobody would.
             if exc.code == KILLED and self.worker:
@@ -177,7 +182,8 @@ class Run:
             else:
                 self.release()
             raise
-        except BaseException:
+        except BaseException as exc:
+            self.exit = exc
             self.release()
             raise
         if not self.release():

@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--broker", choices=["redis", "rabbitmq"], default="redis")
+    parser.add_argument("--mild", action="store_true", help="as the short test")
     asked = parser.parse_args()
     amqp = os.environ.get("BGTASK_TEST_AMQP_URL", AMQP)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -35,6 +36,7 @@ def main() -> int:
         asked.seed,
         asked.minutes * 60,
         folder,
+        mild=asked.mild,
         amqp=amqp if asked.broker == "rabbitmq" else None,
         say=lambda line: print(line, flush=True),
     )

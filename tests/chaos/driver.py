@@ -60,6 +60,7 @@ def run_chaos(
     amqp: str | None = None,
     rate: float = 8.0,
     pause: float = 1.2,
+    mild: bool = False,
     say: Say = lambda _: None,
 ) -> Report:
     """Let it be chaos for so many seconds, and judge what has happened.
@@ -71,12 +72,13 @@ def run_chaos(
         amqp: The RabbitMQ to use as broker; else the store is the broker.
         rate: Calls a second of each of two producers.
         pause: Seconds between two faults, on average.
+        mild: Only faults that Celery and kombu themselves come through unharmed.
         say: Is told how it goes.
     """
     report = Report(seed)
     world = World(folder, amqp=amqp)
     try:
-        faults = Faults(world, seed, pause=pause, keys=3, rate=rate)
+        faults = Faults(world, seed, pause=pause, keys=3, rate=rate, mild=mild)
         world.wait_for_workers()
         say(f"seed {seed}: chaos for {seconds:g} s")
         faults.run(seconds)

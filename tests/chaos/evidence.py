@@ -205,7 +205,7 @@ def calls_of(client: Redis) -> dict[str, Call]:
             calls[task_id] = Call(task_id, facts["kind"], facts["key"], at)
         elif what == "cancelled":
             calls[task_id].cancelled.append((at, facts["was"]))
-        elif what == "uncancelled":
+        elif what in ("cancelling", "uncancelled"):
             calls[task_id].cancelled.append((at, "?"))
         else:
             calls[task_id].outcome = what

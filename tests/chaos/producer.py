@@ -77,6 +77,7 @@ class Producer:
             self._results.append(result)
 
     def _cancel(self, result: Any) -> None:
+        self._tell("cancelling", result.id)
         try:
             was = result.cancel("by chance").was
         except Exception as exc:  # noqa: BLE001

@@ -19,12 +19,12 @@ pytestmark = [
 ]
 
 SEED = 20
-SECONDS = 18.0
+SECONDS = 15.0
 
 
 def test_what_is_promised_holds_whatever_dies(tmp_path: Path) -> None:
-    """Workers, producers, the store and the lines between them fail by chance."""
-    report = run_chaos(SEED, SECONDS, tmp_path, rate=6.0)
+    """Workers and producers are killed and stopped; store and network are slow."""
+    report = run_chaos(SEED, SECONDS, tmp_path, rate=6.0, mild=True)
 
     assert not report.violations, f"{report}\nlogs in {tmp_path}"
     assert report.figures["runs"]

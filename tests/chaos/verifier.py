@@ -63,12 +63,17 @@ def outcome(seen: Evidence, call: Call) -> Iterator[Violation]:
     task_id = call.task_id
     state, error = seen.final[task_id]
     runs = [run for run in seen.runs if run.task_id == task_id]
-    # A FAILURE to store RETRY is Celery's way, though the retry is on its way by then.
+    # A FAILURE where RETRY could not be stored, or whose process was killed before it
+    # was, is Celery's way, though the retry is on its way by then.
     stored = {state} | {
         other
         for at, other in seen.stored[task_id]
         if other != states.FAILURE
-        or not any(seen.was_unheard(run.worker, run.started, at) for run in runs)
+        or not any(
+            seen.was_unheard(run.worker, run.started, at)
+            or seen.killed(run, run.started, at)
+            for run in runs
+        )
     }
     final = state in states.READY_STATES
     if call.outcome == "refused" and (runs or final):

@@ -182,6 +182,30 @@ def test_an_exit_gives_the_slot_on(
     assert log[-1] == "settle"
 
 
+def test_who_is_stopped_while_storing_does_not_settle(
+    app: Celery,
+    trace: Callable[..., Any],
+    log: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The result may not be stored: who finds the run looks it up, or makes one."""
+
+    def stop(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(Backend, "mark_as_done", stop, raising=False)
+
+    @app.task(base=BgTask, lazy=False)
+    def work():
+        return "done"
+
+    with pytest.raises(SystemExit):
+        trace(work)
+
+    assert log[0] == "release"
+    assert "settle" not in log
+
+
 def test_requeueing_an_early_ack_is_an_end(
     app: Celery, trace: Callable[..., Any], log: list[str]
 ) -> None:
