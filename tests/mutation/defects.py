@@ -220,7 +220,7 @@ DEFECTS = (
         "a killed process keeps its slot",
         "worker/endings.py",
         '            released = scripts.release(task_id, token="", **run)\n',
-        '            released = scripts.release(task_id, token="-", **run)\n',
+        '            released = scripts.release(task_id, token="", requeue=True, **run)\n',
         KILLS + "test_a_killed_pool_process_frees_the_slot",
     ),
     Defect(
