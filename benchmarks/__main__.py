@@ -29,7 +29,7 @@ from rich.progress import (
 
 from .row import Figure, Row
 from .rows import ROWS
-from .table import as_json, as_table, machine
+from .table import as_json, as_markdown, as_table, machine, put_into
 from .world import World
 
 
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         style="dim",
         highlight=False,
     )
+    if options.page:
+        put_into(options.page, as_markdown(figures, about))
     if options.json:
         text = json.dumps(as_json(figures, about, notes), indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
@@ -73,6 +75,7 @@ def parsed(arguments: Sequence[str] | None) -> Any:
     )
     parser.add_argument("--short", action="store_true", help="in one or two minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the table there")
     parser.add_argument(
         "--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS]
     )

@@ -17,15 +17,10 @@ import argparse
 import os
 import platform
 import re
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import celery
@@ -34,11 +29,9 @@ from redis import Redis
 from celery_bgtask.scripts.loader import SCRIPTS
 from celery_bgtask.testing import embedded_server
 
-from .offering import app, offered, plain, queued
+from .tasks import app, tasks
+from .workers import PATIENCE, running_worker
 
-
-#: Seconds in which anything must have happened, also on a slow machine.
-PATIENCE = 120.0
 
 #: Calls of one kind in a row.
 BLOCK = 25
@@ -48,9 +41,9 @@ SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 #: What is compared; the first is what the others are compared with.
 KINDS: dict[str, Any] = {
-    "plain Celery": plain,
-    "bgtask, by the broker": queued,
-    "bgtask, offered": offered,
+    "plain Celery": tasks.plain,
+    "bgtask, by the broker": tasks.limited,
+    "bgtask, offered": tasks.offered,
 }
 
 #: How many milliseconds each call has taken, by kind.
@@ -136,31 +129,6 @@ def trips(url: str, task: Any) -> Counter[tuple[str, str]]:
     return found
 
 
-@contextmanager
-def running_worker(url: str) -> Iterator[None]:
-    """A worker for the time of a ``with`` block; its log is shown if that fails."""
-    with tempfile.TemporaryFile() as log:
-        worker = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery", "-A", "benchmarks.offering"),
-                *("worker", "--concurrency=2", "--without-mingle", "--without-gossip"),
-            ],
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "BENCHMARK_URL": url},
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            yield
-        except Exception:
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
-            raise
-        finally:
-            worker.terminate()
-            worker.wait(PATIENCE)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
@@ -175,7 +143,7 @@ def main() -> None:
             f"Celery {celery.__version__}, Python {platform.python_version()}, "
             f"{os.cpu_count()} cores\n"
         )
-        with running_worker(server.url):
+        with running_worker("benchmarks.tasks", server.url):
             starts, results = measure(rounds)
             print(*table("ms from call to start", starts), "", sep="\n")
             print(*table("ms from call to result", results), sep="\n", flush=True)

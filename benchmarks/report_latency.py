@@ -16,14 +16,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import celery
@@ -33,10 +29,8 @@ from celery_bgtask import Progress
 from celery_bgtask.testing import EmbeddedServer, embedded_server
 
 from .reporting import BARE, app, go_on, sent_at, take_turns
+from .workers import PATIENCE, running_worker
 
-
-#: Seconds in which anything must have happened, also on a slow machine.
-PATIENCE = 120.0
 
 #: The columns of the table: shares of all messages.
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -79,31 +73,6 @@ def heard_bare(url: str, latencies: Latencies) -> Iterator[None]:
         yield
         client.publish(BARE, "stop")
         thread.join(PATIENCE)
-
-
-@contextmanager
-def running_worker(url: str) -> Iterator[None]:
-    """A worker for the time of a ``with`` block; its log is shown if that fails."""
-    with tempfile.TemporaryFile() as log:
-        worker = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery", "-A", "benchmarks.reporting"),
-                *("worker", "--concurrency=1", "--without-mingle", "--without-gossip"),
-            ],
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "BENCHMARK_URL": url},
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            yield
-        except TimeoutError:
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
-            raise
-        finally:
-            worker.terminate()
-            worker.wait(PATIENCE)
 
 
 def measure(url: str, rounds: int) -> dict[str, Latencies]:
@@ -180,7 +149,7 @@ def main() -> None:
             f"Celery {celery.__version__}, Python {platform.python_version()}, "
             f"{os.cpu_count()} cores\n"
         )
-        with running_worker(server.url):
+        with running_worker("benchmarks.reporting", server.url, processes=1):
             print(*table(measure(server.url, options.reports)), sep="\n", flush=True)
             if options.outage and not given:
                 made, taken, arrived = survive(server, options.outage)

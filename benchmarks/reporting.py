@@ -21,10 +21,10 @@ PAUSE = 0.03
 
 URL = os.environ.get("BENCHMARK_URL", "redis://127.0.0.1:6379/0")
 
-app = Celery("benchmark", broker=URL, backend=URL)
+app = Celery("reporting", broker=URL, backend=URL)
 app.conf.update(
     broker_connection_retry_on_startup=True,
-    task_default_queue="benchmark",
+    task_default_queue="reporting",
     worker_cancel_long_running_tasks_on_connection_loss=False,
 )
 

@@ -6,14 +6,18 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from .row import Figure
+from .row import Figure, Row
 
 
-__all__ = ["as_json", "as_table", "machine"]
+__all__ = ["as_json", "as_markdown", "as_table", "machine", "put_into"]
+
+#: Between these lines of a page stands the table.
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 #: What is installed and shapes the figures.
 PACKAGES = ("celery", "kombu", "redis", "hiredis", "celery-bgtask")
@@ -59,10 +63,7 @@ def cells(figure: Figure) -> tuple[str, ...]:
     """Return the texts of a line."""
     row, values = figure.row, figure.values
     what = row.what + (f" [dim]: {row.beside}[/]" if row.beside else "")
-    aim = ""
-    if row.aim is not None:
-        sign = "≤" if row.aim.sense == "at most" else "≥"
-        aim = f"{sign} {number(row.aim.limit, row.unit)}"
+    aim = aim_of(row)
     if figure.error or not values:
         text = figure.error.replace("[", r"\[")
         return f"{what} [red]{text}[/]", aim, "", "", "[red]err[/]"
@@ -75,6 +76,51 @@ def cells(figure: Figure) -> tuple[str, ...]:
         spread if len(values) > 1 else "",
         mark,
     )
+
+
+def as_markdown(figures: Iterable[Figure], about: Mapping[str, Any]) -> str:
+    """Return the table as a page has it, and what it was measured on."""
+    lines = ["| what | beside | aim | median | min .. max |", "|---|---|---|---|---|"]
+    for figure in figures:
+        row, values = figure.row, figure.values
+        if figure.error or not values:
+            continue
+        spread = f"{number(min(values), '')} .. {number(max(values), '')}"
+        aim = aim_of(row)
+        median = number(figure.median, row.unit)
+        cells = (
+            row.what,
+            row.beside,
+            aim,
+            f"**{median}**" if figure.is_met else median,
+            spread if len(values) > 1 else "",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    packages = ", ".join(f"{name} {known}" for name, known in about["packages"].items())
+    measured_on = (
+        f"{about['server']}, Python {about['python']}, {packages}; "
+        f"{about['processor']}, {about['cores']} cores, load {about['load'][0]} at the "
+        "begin. **Bold**: the aim is reached."
+    )
+    lines += ["", measured_on]
+    return "\n".join(lines)
+
+
+def put_into(page: Path, text: str) -> None:
+    """Put a table between the two lines of *page* that are for it."""
+    old = page.read_text(encoding="utf-8")
+    before, _, rest = old.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    new = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    page.write_text(new, encoding="utf-8")
+
+
+def aim_of(row: Row) -> str:
+    """Return the text of an aim, "" for none."""
+    if row.aim is None:
+        return ""
+    sign = "≤" if row.aim.sense == "at most" else "≥"
+    return f"{sign} {number(row.aim.limit, row.unit)}"
 
 
 def number(value: float, unit: str) -> str:

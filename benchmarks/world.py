@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from celery import Celery
@@ -18,14 +14,12 @@ from celery_bgtask.extension import extension_of
 from celery_bgtask.testing import EmbeddedServer, embedded_server
 
 from . import bare, tasks
+from .workers import PATIENCE, running_worker
 
 
-__all__ = ["PATIENCE", "World", "running_worker"]
+__all__ = ["World"]
 
 T = TypeVar("T")
-
-#: Seconds in which anything must have happened, also on a slow machine.
-PATIENCE = 120.0
 
 
 class World:
@@ -115,29 +109,3 @@ class World:
         if module not in self._workers:
             self._stack.enter_context(running_worker(module, self.url))
             self._workers.add(module)
-
-
-@contextmanager
-def running_worker(module: str, url: str, processes: int = 2) -> Iterator[None]:
-    """A worker for the time of a ``with`` block; its log is shown if that fails."""
-    with tempfile.TemporaryFile() as log:
-        worker = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery", "-A", module, "worker"),
-                *(f"--concurrency={processes}", f"--hostname={module}@benchmark"),
-                *("--without-mingle", "--without-gossip", "--loglevel=WARNING"),
-            ],
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "BENCHMARK_URL": url},
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            yield
-        except Exception:
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
-            raise
-        finally:
-            worker.terminate()
-            worker.wait(PATIENCE)

@@ -77,8 +77,14 @@ class Extension:
 
     @property
     def scopes(self) -> list[str]:
-        """The scopes that tasks of this app were declared with."""
+        """The scopes that tasks of this app were declared with.
+
+        Where none is known yet, what the app says it imports is imported, as by a
+        worker: who has only the id of a task need not have met its module.
+        """
         self.app.finalize(auto=True)  # what was declared is made into tasks only then
+        if not self._limits:
+            self.app.loader.import_default_modules()
         return list(self._limits)
 
     @property

@@ -282,6 +282,8 @@ def with_body(task: Task[Any, Any], body: Any) -> Task[Any, Any]:
 def accept_task(task_id: str, *, app: Celery | None = None) -> Work:
     """Do an offered task in this process, in a ``with`` block.
 
+    As ``acceptTask`` of node-background-task, and with a lease.
+
     Args:
         task_id: The task, as ``task_available`` has told of it, or as a result's id.
         app: The app whose task it is; by default Celery's current one.

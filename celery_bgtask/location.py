@@ -60,7 +60,17 @@ def store_url(app: Celery, declared: str | None) -> str:
     raise ImproperlyConfigured(
         "celery_bgtask keeps its slots in Redis or Valkey, and neither the result "
         "backend nor the broker is one: set bgtask_redis_url, for example to "
-        "redis://127.0.0.1:6379/0"
+        "redis://127.0.0.1:6379/0" + advice_on_threads(app)
+    )
+
+
+def advice_on_threads(app: Celery) -> str:
+    """Return what else may be wrong if *app* is the one that Celery makes itself."""
+    if app.main != "default":
+        return ""
+    return (
+        ". This is Celery's default app: in this thread none of yours is current; "
+        "call its set_default(), and every thread will find it"
     )
 
 

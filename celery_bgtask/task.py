@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Any, ClassVar
 
-from celery import Celery, Task, states
-from celery.app.task import Context
+from celery import Celery, Task
 from celery.utils.log import get_logger
 
-from .admission import Submission
 from .beat import is_beat
 from .broadcast import BroadcastResult, call_all
-from .conclusion import is_kept
+from .calling import (
+    producer_of,
+    send_signals_of,
+    store_refusal,
+    submission_of,
+    take_own,
+    tell_end,
+    without_header,
+)
 from .config import read_settings
 from .control.control import Control
 from .eager import BgEagerResult
-from .events import Ended, encode_end
+from .events import Ended
 from .exceptions import KeyBlocked, LimitReached
 from .extension import extension_of
-from .message import HEADER
-from .options import CALL_OPTIONS, Options, complete_options
+from .options import Options, complete_options
 from .packing import Unsent
 from .results.result import BgResult
 from .running.acceptance import Gate
 from .running.body import TaskBody, reports_in_line
-from .running.run import current_run, guarded
-from .signals import task_done, task_error, task_progress
+from .running.run import guarded
 from .subscribing import subscribe_late
 from .taskclass import call_of, lift_options
 from .worker.request import request_class
@@ -165,7 +168,6 @@ class BgTask(TaskBody):
         """
         options |= zip(("link", "link_error", "shadow"), more, strict=False)
         own = take_own(options, self.name)
-        metadata = own.pop("metadata", None) or {}
         if self.app.conf.task_always_eager:
             return super().apply_async(
                 args, kwargs, task_id=task_id, producer=producer, **options
@@ -173,21 +175,8 @@ class BgTask(TaskBody):
         if options.get("headers"):
             options["headers"] = without_header(options["headers"])
         subscribe_late(self.app.backend)
-        with self._producer(producer, options) as real:
-            submission = Submission(
-                producer=real,
-                task=self,
-                options=self.bgtask,
-                extension=extension_of(self.app),
-                key=lambda: self.bgtask.key.of(tuple(args or ()), kwargs or {}),
-                wait=own.get("when_full", "wait" if self.bgtask.wait else "reject")
-                == "wait",
-                token=token_of_own_run,
-                reply=self._reply_channel,
-                metadata=metadata,
-                accept_timeout=own.get("accept_timeout", self.bgtask.accept_timeout),
-                finish_timeout=own.get("finish_timeout", self.bgtask.finish_timeout),
-            )
+        with producer_of(self.app, producer, options) as real:
+            submission = submission_of(self, tuple(args or ()), kwargs or {}, own, real)
             try:
                 result = super().apply_async(
                     args,
@@ -202,14 +191,14 @@ class BgTask(TaskBody):
                         logger.warning("%s is not sent by beat: %s", self.name, exc)
                         return self.AsyncResult(submission.task_id)
                     if not CANVAS_OPTIONS.isdisjoint(options):
-                        return self._refused(submission, exc)
+                        return store_refusal(self, submission, exc)
                 raise
         if isinstance(result, BgResult):
             result.deadlines = submission.deadlines
             if submission.is_own:
                 result.first_due = time.monotonic() + submission.due_in
-                result.reply = self._reply_channel(result.id)
-                self._send_signals_of(result)
+                result.reply = submission.reply(result.id)
+                send_signals_of(self, result)
         return result
 
     def apply(
@@ -242,42 +231,14 @@ class BgTask(TaskBody):
             raise error
         return result
 
-    def _send_signals_of(self, result: BgResult) -> None:
-        """Follow a call of this process for those who have connected to signals."""
-        signals = (task_progress, task_done, task_error)
-        if not any(signal.has_listeners(self) for signal in signals):
-            return
-
-        def hear(event: Any) -> None:
-            if isinstance(event, Ended):
-                tell_end(self, result, event)
-            else:
-                task_progress.send(sender=self, progress=event, result=result)
-
-        result.follow(hear)
-
-    def _producer(self, given: Any, options: dict[str, Any]) -> Any:
-        """Return the producer to publish by; Celery would make one of its own.
-
-        *given* and two of Celery's options are three ways to choose it.
-        """
-        connection, publisher = (
-            options.pop("connection", None),
-            options.pop("publisher", None),
-        )
-        if connection:
-            return contextlib.nullcontext(
-                self.app.amqp.Producer(connection, auto_declare=False)
-            )
-        return self.app.producer_or_acquire(given or publisher)
-
     def broadcast(
         self, args: Any = None, kwargs: Any = None, *, expires: float = 5.0
     ) -> BroadcastResult:
         """Run the task once on every live worker that knows it.
 
         It takes no slot, has no key and is not queued: a worker that starts it does
-        so within *expires* seconds, or never.
+        so within *expires* seconds, or never. As ``broadcast`` of node-background-task,
+        with answers.
 
         Args:
             args: Positional arguments.
@@ -289,7 +250,7 @@ class BgTask(TaskBody):
             StoreUnavailable: If the store does not answer.
         """
         subscribe_late(self.app.backend)
-        with self._producer(None, {}) as real:
+        with producer_of(self.app, None, {}) as real:
             unsent = Unsent(real, self.name, self.bgtask.max_payload_size)
             super().apply_async(
                 args,
@@ -314,55 +275,3 @@ class BgTask(TaskBody):
         result.scope = self.bgtask.scope
         result.is_wanted = not self.ignore_result
         return result
-
-    def _reply_channel(self, task_id: str) -> str:
-        """Return where the submitter hears of a call; its retries are its own, too."""
-        run = current_run()
-        if run is not None and run.task_id == task_id and run.reply:
-            return run.reply
-        return extension_of(self.app).reply_channel
-
-    def _refused(self, submission: Submission, exc: LimitReached | KeyBlocked) -> Any:
-        """Store the refusal as the result, so that a chord ends with it."""
-        request: Any = Context(submission.request or {}, delivery_info={})
-        self.backend.mark_as_failure(
-            request.id,
-            exc,
-            request=request,
-            store_result=not request.ignore_result or self.store_errors_even_if_ignored,
-        )
-        event = encode_end(request.id, 0, state=states.FAILURE, error=exc)
-        kept = is_kept(vars(request), self)
-        extension_of(self.app).scripts(self.bgtask.scope).announce(
-            request.id, event, owed=not kept
-        )
-        return self.AsyncResult(request.id)
-
-
-def take_own(options: dict[str, Any], name: str) -> dict[str, Any]:
-    """Take out of a call's *options* those that Celery does not know.
-
-    Raises:
-        ImproperlyConfigured: If one will not do.
-    """
-    own = {option: options.pop(option) for option in CALL_OPTIONS if option in options}
-    for option, value in own.items():
-        CALL_OPTIONS[option].checked(value, f"{name}.apply_async: {option}")
-    return own
-
-
-def without_header(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return *headers* without ours: Celery copies those of a run to its retry."""
-    return {name: headers[name] for name in headers if name != HEADER}
-
-
-def tell_end(task: BgTask, result: Any, ended: Ended) -> None:
-    """Send the signal of the end of a call."""
-    signal = task_done if ended.is_success else task_error
-    signal.send(sender=task, result=result, ended=ended)
-
-
-def token_of_own_run(task_id: str) -> str:
-    """Return the token of the current run if it is of the task *task_id*."""
-    run = current_run()
-    return run.token if run is not None and run.task_id == task_id else ""

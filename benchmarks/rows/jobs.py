@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..row import Row, at_most
-from ..world import PATIENCE, World
+from ..workers import PATIENCE
+from ..world import World
 
 
 __all__ = ["ROWS"]

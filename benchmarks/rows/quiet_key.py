@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from ..row import Row, at_most
-from ..world import PATIENCE, World
+from ..workers import PATIENCE
+from ..world import World
 
 
 __all__ = ["ROWS"]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..row import Row, at_least
-from ..world import PATIENCE, World
+from ..workers import PATIENCE
+from ..world import World
 
 
 __all__ = ["ROWS", "rate"]

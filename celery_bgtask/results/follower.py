@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
-
-from celery.utils.log import get_logger
 
 from ..events import REPLACED, Ended, Told
 from ..exceptions import StoreUnavailable
@@ -17,7 +16,8 @@ from ..scripts.replies import Known
 
 __all__ = ["Followable", "Follower"]
 
-logger = get_logger(__name__)
+# Celery's own loggers are silent where nobody has set logging up.
+logger = logging.getLogger(__name__)
 
 #: Seconds after a deadline in which a worker mostly has noticed it.
 GRACE = 0.05

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import GroupResult, ResultBase
-from celery.utils.log import get_logger
 
 from ..events import Event, Progress
 from .follower import Follower
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Followed", "follow"]
 
-logger = get_logger(__name__)
+# Celery's own loggers are silent where nobody has set logging up.
+logger = logging.getLogger(__name__)
 
 #: Seconds to fetch results of which the end has been told: they are stored by then.
 FETCH_TIMEOUT = 30.0

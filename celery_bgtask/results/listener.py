@@ -14,6 +14,7 @@ of it is done again.
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import threading
@@ -24,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from celery import Celery
-from celery.utils.log import get_logger
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
@@ -38,7 +38,8 @@ from .subscriptions import Subscriptions
 
 __all__ = ["Listener", "listener_of"]
 
-logger = get_logger(__name__)
+# Celery's own loggers are silent where nobody has set logging up.
+logger = logging.getLogger(__name__)
 
 #: Seconds of silence after which the connection is tried; twice that, and it is lost.
 PING_INTERVAL = 15.0
@@ -166,6 +167,8 @@ class Listener:
         self._thread.start()
 
     def _listen(self, stop: threading.Event) -> None:
+        # Callbacks may submit shared tasks; an app is current in its own thread only.
+        self._extension.app.set_current()
         away = False
         while not stop.is_set():
             connection = None

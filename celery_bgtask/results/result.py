@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 from celery import states
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult
-from celery.utils.log import get_logger
 
 from .. import outbox
 from ..conclusion import keeps_results
@@ -26,13 +26,18 @@ from .following import Following
 
 __all__ = ["BgResult", "Cancellation"]
 
-logger = get_logger(__name__)
+# Celery's own loggers are silent where nobody has set logging up.
+logger = logging.getLogger(__name__)
 
 #: Seconds to wait for a worker's word on a body that it was told to stop.
 STOP_TIMEOUT = 2.0
 
 #: Seconds in which the result of a task that has ended is stored, if it ever is.
 STORED_TIMEOUT = 30.0
+
+#: Seconds after which who waits looks whether the result is there: the word of it
+#: that Celery waits for may be lost, with a connection or before it listens.
+LOOK_AGAIN = 10.0
 
 #: Seconds after a deadline in which a worker mostly has stored the end.
 GRACE = 0.05
@@ -109,15 +114,20 @@ class BgResult(Following, AsyncResult):  # type: ignore[type-arg]  # not generic
             )
         give_up = None if timeout is None else time.monotonic() + timeout
         while True:
-            left = None if give_up is None else give_up - time.monotonic()
+            begun = time.monotonic()
+            left = None if give_up is None else give_up - begun
             due = self._until_due()
-            if due is None or (left is not None and left <= due):
+            pause = LOOK_AGAIN if due is None else min(due + GRACE, LOOK_AGAIN)
+            if left is not None and left <= min(LOOK_AGAIN, due or LOOK_AGAIN):
                 return super().get(left, propagate, *args, **kwargs)
             try:
-                return super().get(due + GRACE, propagate, *args, **kwargs)
+                return super().get(pause, propagate, *args, **kwargs)
             except ResultTimeout:
-                for result in self._chain():
-                    result.end_if_due()
+                if time.monotonic() < begun + pause:
+                    raise  # the task's own
+                if due is not None and due <= pause:
+                    for result in self._chain():
+                        result.end_if_due()
 
     def cancel(
         self, reason: str | None = None, terminate: bool = False

@@ -116,12 +116,11 @@ class Arrival:
         )
 
     def may_have_copies(self) -> bool:
-        """Tell whether a copy may be left that no stored result will stop."""
+        """Tell whether a copy may be left that only a stored result will stop."""
         info = self.request.get("delivery_info") or {}
-        repeatable = (
+        return bool(
             self.task.acks_late or self.request.get("eta") or info.get("redelivered")
         )
-        return bool(repeatable) and not self.keeps_result()
 
     def keeps_result(self) -> bool:
         """Tell whether a final state of the task can be looked up."""

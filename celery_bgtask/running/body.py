@@ -158,6 +158,7 @@ class TaskBody(Task):  # type: ignore[type-arg]  # not generic before Celery 5.7
 
         More than ``block_threshold`` of them within ``block_interval`` seconds
         block the key for ``block_for`` seconds. Outside of a run nothing happens.
+        As ``reportBadTask`` of node-background-task, by the key of the run.
 
         Args:
             reason: Why, for those who are refused: in :exc:`.KeyBlocked`.

@@ -23,6 +23,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Task, states
 from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
 
 from .. import outbox
 from ..events import REPLACED, encode_end
@@ -30,7 +31,7 @@ from ..exceptions import FinishTimeout, LeaseLost, StoreUnavailable
 from ..options import options_of
 from ..scripts import Scripts
 from ..scripts.replies import NO_DEADLINES, Deadlines, Granted, Released
-from ..verdicts import error_of
+from ..verdicts import as_stored, error_of
 from .progress import Reporter
 
 
@@ -100,6 +101,7 @@ class Run:
         reporter: Reports its progress, if it does.
         forgotten: Whether the store has lost its memory of it.
         is_replaced: Whether another task goes on under its id.
+        is_unsure: Whether nobody may have stored its end.
         end: Its final state, and the error if there is one.
     """
 
@@ -124,6 +126,7 @@ class Run:
     reporter: Reporter | None = None
     forgotten: bool = False
     is_replaced: bool = False
+    is_unsure: bool = False
     end: tuple[str, BaseException | None] = (states.FAILURE, None)
 
     @contextmanager
@@ -133,7 +136,7 @@ class Run:
         try:
             yield
         except BaseException as exc:
-            self.end = states.FAILURE, exc
+            self.end = states.FAILURE, as_stored(exc)
             raise
         finally:
             _current.reset(reset)
@@ -162,6 +165,7 @@ class Run:
                 raise self.refusal  # noqa: TRY301 - as the body would
             value = self._in_time(body, *args, **kwargs)
         except Exception as exc:
+            self.is_unsure = is_unpublished(exc)
             if not self.release(requeue=self._comes_again(exc)):
                 raise self._stale() from exc
             raise
@@ -257,7 +261,7 @@ class Run:
             self.release()
         if self.next:
             outbox.publish(self.task.app, self.scripts, self.next)
-        elif self.stage is Stage.RELEASED:
+        elif self.stage is Stage.RELEASED and not self.is_unsure:
             try:
                 if self.end[0] not in states.READY_STATES:
                     self._offer_next()
@@ -268,10 +272,12 @@ class Run:
     def _offer_next(self) -> None:
         """Offer the next attempt of an offered task, now that this one has said so."""
         if options_of(self.task).offered:
-            self.scripts.unclaim(self.task_id, self.token)
+            granted = self.scripts.unclaim(self.task_id, self.token)
+            outbox.publish(self.task.app, self.scripts, granted)
 
     def _settle(self) -> None:
-        # Celery stores nothing of what was ignored or rejected.
+        # Celery stores nothing of what was ignored or rejected: nothing but what is
+        # remembered here tells a copy that the task has ended.
         owed = self.owed or self.end[0] not in states.READY_STATES
         if self.forgotten:
             self.scripts.announce(
@@ -283,7 +289,7 @@ class Run:
             token=self.token,
             worker=self.worker,
             attempt=self.attempt,
-            remember=self.remember,
+            remember=self.remember and owed,
             event=self._last_event(),
             owed=owed,
         )
@@ -349,6 +355,15 @@ class Run:
             extra={"bgtask_event": "run_dropped", "bgtask_key": self.key},
         )
         return Ignore(f"task {self.task_id} is dropped: {why}")
+
+
+def is_unpublished(exc: Exception) -> bool:
+    """Tell whether *exc* stands for a retry that could not be published.
+
+    Celery may store an end of it in another process, or none: the run is not settled,
+    and when its lease runs out a sweep looks the end up, or makes one.
+    """
+    return isinstance(exc, Reject) and isinstance(exc.reason, OperationalError)  # type: ignore[attr-defined]  # not in the stub
 
 
 def guarded(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -124,11 +124,21 @@ def leave_as_it_is(**_kwargs: Any) -> None:
 def changed(app: Celery, settings: dict[str, Any]) -> Iterator[None]:
     """Change settings of *app* for the time of a ``with`` block."""
     before = {name: app.conf.get(name) for name in settings}
-    app.conf.update(settings)
+    configure(app, settings)
     try:
         yield
     finally:
-        app.conf.update(before)
+        configure(app, before)
+
+
+def configure(app: Celery, settings: dict[str, Any]) -> None:
+    """Set settings of *app*, also by the names that they have in its namespace."""
+    prefix = getattr(app.conf, "prefix", None) or ""
+    for name, value in settings.items():
+        app.conf[name] = value
+        if prefix:  # before Celery 5.7 such a name was stronger, wherever it was set
+            own = prefix + name
+            app.conf[own.upper() if prefix.isupper() else own] = value
 
 
 @contextlib.contextmanager

@@ -42,9 +42,18 @@ class Monitors:
 
     def tell(self, end: End) -> None:
         """Tell of *end*, from any thread."""
+        if getattr(end.task, "send_events", True) and self._are_wanted():
+            self._unsent.append(end)
         end.send_signal()
-        self._unsent.append(end)
         self._send_soon()
+
+    def _are_wanted(self) -> bool:
+        """Tell whether this worker sends events of tasks, as far as is known."""
+        dispatcher = getattr(self._consumer, "event_dispatcher", None)
+        if dispatcher is None:
+            return True  # it is not connected: who sends them knows
+        groups = dispatcher.groups
+        return bool(dispatcher.enabled and (not groups or "task" in groups))
 
     def _send_soon(self) -> None:
         consumer = self._consumer
@@ -59,8 +68,6 @@ class Monitors:
         with contextlib.suppress(IndexError):  # all are sent
             while True:
                 end = self._unsent.popleft()
-                if not dispatcher.enabled or not getattr(end.task, "send_events", True):
-                    continue
                 kind, fields = end.event()
                 try:
                     dispatcher.send(kind, uuid=end.task_id, **fields)

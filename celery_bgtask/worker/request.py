@@ -30,6 +30,7 @@ from ..options import options_of
 from ..running.acceptance import Concluded
 from ..running.arrival import DELIVERY
 from ..states import DECIDED
+from ..verdicts import as_stored
 from .agent import Agent, agent_of
 from .endings import Ending, Kind
 from .intake import OwnMessage
@@ -183,7 +184,7 @@ class BgRequest(Request):
             self.send_event(cause.kind, **cause.fields)
         if not return_ok:
             dies = isinstance(cause, PROCESS_ENDS)
-            self._report(process_ends=dies, end=(states.FAILURE, cause))
+            self._report(process_ends=dies, end=(states.FAILURE, as_stored(cause)))
 
     def _is_overdue(self) -> bool:
         """Tell whether the deadline has passed so long ago that a sweep has seen it."""

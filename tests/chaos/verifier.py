@@ -63,7 +63,13 @@ def outcome(seen: Evidence, call: Call) -> Iterator[Violation]:
     task_id = call.task_id
     state, error = seen.final[task_id]
     runs = [run for run in seen.runs if run.task_id == task_id]
-    stored = {state for _, state in seen.stored[task_id]}
+    # A FAILURE to store RETRY is Celery's way, though the retry is on its way by then.
+    stored = {state} | {
+        other
+        for at, other in seen.stored[task_id]
+        if other != states.FAILURE
+        or not any(seen.was_unheard(run.worker, run.started, at) for run in runs)
+    }
     final = state in states.READY_STATES
     if call.outcome == "refused" and (runs or final):
         yield Violation("refused", task_id, f"{len(runs)} runs, {state}")
@@ -155,7 +161,18 @@ def duplicates(seen: Evidence) -> Iterator[tuple[str, int, str]]:
             cause = cause or seen.has_lost(
                 before.worker, before.started, run.started, 0.0
             )
+            if not cause and could_not_come_again(seen, before):
+                cause = "its retry could not be published"
             yield task_id, attempt, cause
+
+
+def could_not_come_again(seen: Evidence, run: Run) -> bool:
+    """Tell whether a body ended with a retry or an error while the store was away.
+
+    Its end could be stored nowhere: it runs again, if it may.
+    """
+    end = run.ended or run.seen
+    return "done" not in run.marks and seen.was_unheard(run.worker, end, end)
 
 
 def disorder(seen: Evidence) -> Iterator[Violation]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app import app_or_default
 from redis import Redis
 
 from celery_bgtask import (
@@ -884,3 +885,15 @@ def test_a_store_that_forgot_a_run_still_tells_of_its_end(
         go_on.set()
 
         hears_the_end(*heard)
+
+
+def test_the_app_is_current_where_callbacks_run(app: Celery, work: Any) -> None:
+    """So they may submit shared tasks: an app is current in its own thread only."""
+    result = work.delay()
+    seen: list[Celery] = []
+
+    result.on_done(lambda _: seen.append(app_or_default()))
+    Acted(work, result.id).end()
+
+    wait_until(lambda: seen, that="the callback has run")
+    assert seen == [app]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ FILE = re.compile(
     r"^```\w+\n(?:# |<!-- )([\w/]+\.\w+)(?:, [^\n]*)?(?: -->)?\n(.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+
+#: Runs the tests of a page.
+PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly")
 
 #: Seconds in which a command ends.
 LONG = 60.0
@@ -57,7 +61,11 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def started(
-    folder: Path, *command: str, ready: str, **more: str
+    folder: Path,
+    *command: str,
+    ready: str,
+    end: signal.Signals = signal.SIGTERM,
+    **more: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a module with arguments in *folder* until the end of the block.
 
@@ -65,6 +73,7 @@ def started(
         folder: Where its files are; its output goes to ``<module>.log`` there.
         command: The module and its arguments.
         ready: What it prints when it is ready.
+        end: By what it is ended.
         more: Variables of its environment.
     """
     log = folder / f"{'-'.join(command).replace('/', '_')[:80]}.log"
@@ -82,7 +91,7 @@ def started(
         assert process.poll() is None, log.read_text()
         yield process
     finally:
-        process.terminate()
+        process.send_signal(end)
         try:
             process.wait(LONG)
         finally:

@@ -60,6 +60,36 @@ def test_purge_asks_and_does_nothing_without_a_yes(
     assert waiting[4].state == "REVOKED"
 
 
+def test_drain_asks_and_does_nothing_without_a_yes(
+    cli: CommandLine, waiting: list[Any]
+) -> None:
+    """It names what it would go beyond; Return alone is a no."""
+    question = f"Publish all that waits of {MODULE}.export, beyond every limit? [y/N]"
+    asked = cli.on_terminal("drain", *EXPORT, answer="\n", code=1)
+    assert question in asked.out
+    assert waiting[4].phase == "waiting"
+
+    cli.on_terminal("drain", *EXPORT, answer="y\n")
+
+    assert waiting[4].phase == "dispatched"
+
+
+def test_release_asks_and_does_nothing_without_a_yes(
+    cli: CommandLine, waiting: list[Any]
+) -> None:
+    """It says what may be lost."""
+    holder, first = waiting[0], waiting[2]
+
+    asked = cli.on_terminal("release", UUID, holder.id, *EXPORT, answer="n\n", code=1)
+    assert f"Free the slot of {holder.id} on key {UUID}" in asked.out
+    assert "its result is lost and another starts beside it. [y/N]" in asked.out
+    assert first.phase == "waiting"
+
+    agreed = cli.on_terminal("release", UUID, holder.id, *EXPORT, answer="y\n")
+    assert agreed.lines[-1].endswith(f"{holder.id}: its slot on key {UUID} is free")
+    assert first.phase == "dispatched"
+
+
 @pytest.mark.parametrize("columns", [80, 50])
 def test_top_draws_a_table_that_fits(
     cli: CommandLine, waiting: list[Any], columns: int

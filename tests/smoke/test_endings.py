@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from billiard.exceptions import WorkerLostError
+from celery import VERSION
 from celery.exceptions import TaskRevokedError
+from celery.states import READY_STATES
 
 from tests.helpers import PATIENCE, wait_until
 from tests.smoke.endings import assert_free, wait_for_start
+from tests.smoke.hearing import Heard
 from tests.smoke.ledger import HELD
 from tests.smoke.nodes import SmokeSetup, WorkerSpec
+
+
+#: Whether Celery stores an end of bodies that exit or reject: since 5.7.
+STORES_ALL = tuple(VERSION[:2]) >= (5, 7)
 
 
 @pytest.fixture(scope="module", params=["prefork", "threads"])
@@ -93,6 +101,45 @@ def test_a_task_without_a_result_frees_its_slot(
 
     assert_free(smoke, key)
     assert smoke.ledger.starts(result.id) == 1
+
+
+@pytest.mark.parametrize("task", ["ending", "late_ending"])
+def test_a_body_that_exits_is_told_of_as_it_is_stored(
+    smoke: SmokeSetup, key: str, task: str, pool: str
+) -> None:
+    """It has raised ``SystemExit``; Celery stores what became of the process.
+
+    Up to 5.6 it stores nothing of it, and in a thread none does.
+    """
+    result = smoke.task(task).delay(key, "exit")
+    heard = Heard(result)
+
+    end = heard.end
+
+    assert (end.state, end.error) == ("FAILURE", "WorkerLostError")
+    assert end.text == "Worker exited prematurely: exitcode 3."
+    if pool == "prefork" and STORES_ALL:
+        stored = wait_until(
+            lambda: result.ready() and result.result, that="it is known"
+        )
+        assert isinstance(stored, WorkerLostError)
+        assert str(stored).startswith("Worker exited prematurely: ")
+    assert_free(smoke, key)
+
+
+def test_a_body_that_rejects_its_message_is_told_of_as_rejected(
+    smoke: SmokeSetup, key: str
+) -> None:
+    """Celery 5.7 stores a failure; before, the state stays what it was."""
+    result = smoke.task("ending").delay(key, "reject")
+
+    assert Heard(result).end.state == "REJECTED"
+
+    if STORES_ALL:
+        wait_until(lambda: result.state == "FAILURE", that="it is stored")
+    else:
+        assert result.state not in READY_STATES
+    assert_free(smoke, key)
 
 
 def test_a_task_that_rejects_its_message_once_runs_again_in_its_place(

