@@ -113,3 +113,35 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
     ]
     assert named
     assert missing == []
+
+
+def test_every_check_that_the_page_names_is_made() -> None:
+    """A name in brackets stands in a message of the model."""
+    page = (ROOT / "docs/explanation/guarantees.md").read_text(encoding="utf-8")
+    model = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "tests/property").glob("*.py")
+    )
+    invariants = [row[0] for row in rows("docs/explanation/guarantees.md")]
+
+    named = set(re.findall(r"`(\[[\w-]+\])`", page))
+    assert named
+    assert {name for name in named if name not in model} == set()
+    assert [f"I{number}" for number in range(1, 19)] == [
+        cell for cell in invariants if re.fullmatch(r"I\d+", cell)
+    ]
+
+
+def test_guarantees_are_numbered_and_shown() -> None:
+    """Each has its number, its limit if it has one, and its test."""
+    page = (ROOT / "docs/explanation/guarantees.md").read_text(encoding="utf-8")
+    parts = re.split(r"^\*\*G(\d+)\.\*\* ", page, flags=re.MULTILINE)
+    numbers, texts = parts[1::2], parts[2::2]
+
+    assert [int(number) for number in numbers] == [*range(1, len(numbers) + 1)]
+    assert [n for n, text in zip(numbers, texts, strict=True) if not shown(text)] == []
+
+
+def shown(text: str) -> bool:
+    """Tell whether the first part of *text* says what it is shown by."""
+    return "*Shown by*" in text.partition("\n## ")[0]

@@ -219,8 +219,8 @@ DEFECTS = (
     Defect(
         "a killed process keeps its slot",
         "worker/endings.py",
-        '            released = scripts.release(task_id, token="", **run)\n',
-        '            released = scripts.release(task_id, token="-", **run)\n',
+        'released = scripts.release(task_id, token="", **run)',
+        'released = scripts.release(task_id, token="", requeue=True, **run)',
         KILLS + "test_a_killed_pool_process_frees_the_slot",
     ),
     Defect(
