@@ -207,6 +207,8 @@ class SteeredMachine(ScriptsMachine):
             return
         assert was == record["state"], f"[again] {was} of {record}"
         after = self.look(moved=[task_id])
+        if was == "dispatched" and "offer" in record:
+            return  # it has no message, or is announced once more
         assert "copies" in after.tasks[task_id], "[again] two messages may arrive"
         given = task_id in {grant.task_id for grant in granted}
         if was == "lapsed":
