@@ -372,8 +372,10 @@ class SmokeWorker(CeleryTestWorker):
         return self.container.pid
 
     def children(self) -> list[int]:
-        """The processes of its pool."""
-        return [child.pid for child in psutil.Process(self.pid).children()]
+        """The processes of its pool that live."""
+        return [
+            child.pid for child in psutil.Process(self.pid).children() if lives(child)
+        ]
 
     def get_running_processes_info(
         self, columns: list[str] | None = None, filters: dict[str, str] | None = None
@@ -418,6 +420,13 @@ class SmokeWorker(CeleryTestWorker):
                 reply=True,
                 connection=connection,
             )
+
+
+def lives(process: psutil.Process) -> bool:
+    """Tell whether a process is more than an exit code that nobody has read."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 class SmokeSetup(CeleryTestSetup):

@@ -592,6 +592,12 @@ def test_prefetch_is_lower_while_offers_run(
     smoke: SmokeSetup, job: Any, key: str
 ) -> None:
     """The broker delivers less meanwhile, and as much as before afterwards."""
+    # A process that a test before has killed is replaced within five seconds.
+    wait_until(
+        lambda: all(len(worker.children()) == 2 for worker in smoke.workers),
+        within=SOON,
+        that="both pools are whole",
+    )
     before = prefetch_counts(smoke)
     assert before == [2, 2]
 
