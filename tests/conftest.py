@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from celery import Celery
+from celery.worker.state import reset_state
 from hypothesis import HealthCheck, settings
 from redis import Redis
 
@@ -82,6 +83,8 @@ def app(redis: Redis, redis_url: str) -> Iterator[Celery]:
         bgtask_key_prefix=f"bgtask:{name}",
     )
     yield app
+    # What a worker of this process has left in hand would keep its agent for ever.
+    reset_state()
     extension_of(app).close()
     app.close()
 

@@ -154,7 +154,10 @@ def test_a_worker_that_has_left_is_not_waited_for(
 ) -> None:
     """It says so when it goes."""
     leaver = smoke.start_worker("leaver", pool="solo", tasks=MODULE)
-    assert leaver.hostname() in plain.broadcast((key,), expires=LONG).get(SOON)
+    wait_until(
+        lambda: leaver.hostname() in plain.broadcast((key,), expires=LONG).get(SOON),
+        that="it has said that it lives",
+    )
     leaver.kill("SIGTERM", reload_container=False)
     leaver.wait()
 
