@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -130,3 +132,31 @@ def _content(client: Redis, name: str) -> Any:
 
 def _escaped(text: str) -> str:
     return "".join("\\" + char if char in "*?[]\\" else char for char in text)
+
+
+@contextmanager
+def monitored(url: str) -> Iterator[list[dict[str, Any]]]:
+    """The commands that the server is given within a ``with`` block."""
+    seen: list[dict[str, Any]] = []
+    with Redis.from_url(url) as client, Redis.from_url(url) as other:
+        client.echo("connected")
+        with watched(other, seen):
+            yield seen
+            client.echo("over")
+
+
+@contextmanager
+def watched(client: Redis, seen: list[dict[str, Any]]) -> Iterator[None]:
+    """Notes what the server is given, until it is told that this is over."""
+    with client.monitor() as monitor:
+
+        def listen() -> None:
+            for command in monitor.listen():
+                if command["command"] == "ECHO over":
+                    return
+                seen.append(command)
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        yield
+        thread.join(PATIENCE)

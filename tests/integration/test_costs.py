@@ -7,10 +7,8 @@ machine cannot change: commands over the network, commands inside a script, byte
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ from benchmarks.rows.memory import share
 from benchmarks.rows.server_time import Bench
 from celery_bgtask import LimitReached
 from celery_bgtask.scripts.loader import SCRIPTS
-from tests.helpers import PATIENCE
+from tests.helpers import monitored
 
 
 NAMES = {script.sha: script.name for script in SCRIPTS.values()}
@@ -35,34 +33,6 @@ STEPS = {
 #: Bytes of the store for a task, beside its message: measured, and some more for
 #: servers that pack them otherwise.
 DISPATCHED, PARKED = 1100, 950
-
-
-@contextmanager
-def monitored(url: str) -> Iterator[list[dict[str, Any]]]:
-    """The commands that the server is given within a ``with`` block."""
-    seen: list[dict[str, Any]] = []
-    with Redis.from_url(url) as client, Redis.from_url(url) as other:
-        client.echo("connected")
-        with watched(other, seen):
-            yield seen
-            client.echo("over")
-
-
-@contextmanager
-def watched(client: Redis, seen: list[dict[str, Any]]) -> Iterator[None]:
-    """Notes what the server is given, until it is told that this is over."""
-    with client.monitor() as monitor:
-
-        def listen() -> None:
-            for command in monitor.listen():
-                if command["command"] == "ECHO over":
-                    return
-                seen.append(command)
-
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        yield
-        thread.join(PATIENCE)
 
 
 def sent(seen: list[dict[str, Any]]) -> Counter[str]:
