@@ -193,8 +193,10 @@ def test_strikes_block_a_key_and_the_block_ends_by_time(
     smoke: SmokeSetup, gated: Any, key: str, submit: Submit, let: Any
 ) -> None:
     """What runs goes on, what waits stays parked, and starts when the time is over."""
+    submit(1, start=9)  # holds the slot until all are submitted
     bad = gated.delay(key, 0, strikes=3)
     [waits] = submit(1, start=1)
+    let(9)
     wait_until(
         lambda: gated.control.stats(key).blocked, within=20, that="it is blocked"
     )
